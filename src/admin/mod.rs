@@ -1,0 +1,97 @@
+//! The admin address: metrics, status, reload and explain. It is a listener of its own and never
+//! reachable through a data port.
+
+mod guard;
+mod page;
+mod status;
+
+use std::sync::Arc;
+
+use axum::extract::State as Extract;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use serde_json::json;
+
+use crate::config;
+use crate::explain::{Question, explain};
+use crate::proxy::clock;
+use crate::reload::{Reloaded, Reloader};
+use crate::state::State;
+
+pub use status::Status;
+
+/// What the admin side works on.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    state: Arc<State>,
+    reloader: Arc<Reloader>,
+    settings: Arc<config::Admin>,
+}
+
+impl Admin {
+    /// An admin side over `state`.
+    pub fn new(state: Arc<State>, reloader: Arc<Reloader>, settings: config::Admin) -> Self {
+        Self { state, reloader, settings: Arc::new(settings) }
+    }
+
+    /// All routes behind their guard; `more` is guarded too.
+    pub fn router(self, more: Router) -> Router {
+        Router::new()
+            .route("/", get(front))
+            .route("/metrics", get(metrics))
+            .route("/status.json", get(status_json))
+            .route("/reload", post(reload))
+            .route("/explain", post(explained))
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(readyz))
+            .with_state(self.clone())
+            .merge(more)
+            .layer(middleware::from_fn_with_state(self, guard::guard))
+    }
+}
+
+async fn front(Extract(admin): Extract<Admin>) -> Response {
+    let page = page::render(&Status::now(&admin.state, clock::now()));
+    ([(header::CONTENT_SECURITY_POLICY, page::POLICY)], Html(page)).into_response()
+}
+
+async fn metrics(Extract(admin): Extract<Admin>) -> Response {
+    match admin.state.metrics.render(&admin.state.live.load(), clock::now()) {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn status_json(Extract(admin): Extract<Admin>) -> Json<Status> {
+    Json(Status::now(&admin.state, clock::now()))
+}
+
+async fn readyz(Extract(admin): Extract<Admin>) -> Response {
+    let status = Status::now(&admin.state, clock::now());
+    match status.regions.iter().any(|r| r.healthy) {
+        true => "ready\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "no region is usable\n").into_response(),
+    }
+}
+
+async fn reload(Extract(admin): Extract<Admin>) -> Response {
+    let result = admin.reloader.reload("admin").await;
+    let status = admin.state.reload.lock().clone();
+    let code = if result.is_ok() { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
+    let body = json!({
+        "ok": result.is_ok(),
+        "changed": matches!(result, Ok(Reloaded::Swapped)),
+        "generation": status.generation,
+        "problems": status.problems,
+    });
+    (code, Json(body)).into_response()
+}
+
+async fn explained(Extract(admin): Extract<Admin>, Json(question): Json<Question>) -> Response {
+    match explain(&admin.state.live.load().snapshot, &question, clock::now()) {
+        Ok(explanation) => Json(explanation).into_response(),
+        Err(error) => (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response(),
+    }
+}

@@ -1,0 +1,53 @@
+//! How commands talk to a running process: a small HTTP/1.1 client for the admin address.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+/// Which process to talk to.
+#[derive(Debug, Args)]
+pub struct AdminArgs {
+    /// The admin address of the running process
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9901")]
+    admin: url::Url,
+    /// The admin token
+    #[arg(long, env = "PORTOLAN_ADMIN_TOKEN", hide_env_values = true, hide = true)]
+    token: Option<String>,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    /// The body.
+    pub body: String,
+}
+
+impl AdminArgs {
+    /// Sends one request. The admin side is on this machine or behind a tunnel: plain HTTP only.
+    pub fn request(&self, method: &str, path: &str) -> anyhow::Result<Answer> {
+        if self.admin.scheme() != "http" {
+            bail!("--admin takes an http:// URL");
+        }
+        let address = self.admin.socket_addrs(|| Some(9901)).with_context(|| format!("{} cannot be resolved", self.admin))?;
+        let mut stream = TcpStream::connect(address.as_slice())
+            .with_context(|| format!("no process answers at {} (is Portolan running?)", self.admin))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        let host = address.first().map(ToString::to_string).unwrap_or_default();
+        let authorization = self.token.as_ref().map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
+        // HTTP/1.0: the answer ends where the connection does.
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: {host}\r\n{authorization}Content-Length: 0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("the answer is no HTTP")?;
+        if status == 401 {
+            bail!("the admin token is needed: set PORTOLAN_ADMIN_TOKEN");
+        }
+        Ok(Answer { status, body: body.to_owned() })
+    }
+}

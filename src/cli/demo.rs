@@ -1,0 +1,161 @@
+//! `portolan demo`: the main job on a bare machine.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::routing::any;
+use axum::{Json, Router};
+use clap::Args;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::{ConfigArgs, Exit, print, print_problems, run};
+use crate::config;
+use crate::config::units::UpstreamUrl;
+
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// The configuration file; its regions' upstreams must be on loopback
+    #[arg(long, short, value_name = "FILE", default_value = "config/demo.yaml")]
+    config: PathBuf,
+}
+
+impl Demo {
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let paths = ConfigArgs { config: self.config, env: None }.paths();
+        let loaded = match config::load(&paths) {
+            Ok(loaded) => loaded,
+            Err(failed) => {
+                print_problems(&failed.problems);
+                return Ok(Exit::User);
+            }
+        };
+        let mut regions = HashMap::new();
+        for (name, region) in &loaded.config.regions {
+            let url = region.upstreams.first().map(|u| u.options().url).context("a region has no upstream")?;
+            regions.insert(name.to_string(), Origin { address: loopback(&url)?, running: None });
+        }
+        let origins = Arc::new(Origins(Mutex::new(regions)));
+        let admin = Router::new()
+            .route("/_demo/fail/{region}", any(fail))
+            .route("/_demo/restore/{region}", any(restore))
+            .with_state(origins.clone());
+        let work = move || tokio::spawn(async move { origins.start_all() });
+        run::run(paths, run::Extra { admin, work: Some(Box::new(work)), ready: Some(welcome) })
+    }
+}
+
+fn loopback(url: &UpstreamUrl) -> anyhow::Result<SocketAddr> {
+    let ip = url.ip().filter(|ip| ip.is_loopback()).with_context(|| format!("the demo starts its origins on loopback, and {url} is not"))?;
+    Ok(SocketAddr::new(ip, url.port))
+}
+
+/// The demo's regional origins, each of which can be failed and restored.
+struct Origins(Mutex<HashMap<String, Origin>>);
+
+struct Origin {
+    address: SocketAddr,
+    running: Option<Running>,
+}
+
+/// Dropping `stop` closes the listener and the connections.
+struct Running {
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<()>,
+}
+
+impl Origins {
+    fn start_all(&self) {
+        let mut origins = self.0.lock();
+        for (name, origin) in origins.iter_mut() {
+            match Running::start(name, origin.address) {
+                Ok(running) => origin.running = Some(running),
+                Err(error) => tracing::error!(%error, region = name, address = %origin.address, "the demo's origin cannot listen"),
+            }
+        }
+    }
+}
+
+impl Running {
+    fn start(region: &str, address: SocketAddr) -> std::io::Result<Self> {
+        let listener = TcpListener::from_std(crate::proxy::listen::bind(address)?)?;
+        let region = region.to_owned();
+        let app = Router::new().fallback(move |uri: Uri, headers: HeaderMap| hello(region.clone(), uri, headers));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let ended = tokio::spawn(async move {
+            let serving = axum::serve(listener, app).with_graceful_shutdown(async {
+                // Either word or silence: both mean stop.
+                let _ = stopped.await;
+            });
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "a demo origin ended");
+            }
+        });
+        Ok(Self { stop, ended })
+    }
+}
+
+/// What an origin of the demo answers: which region it is, and what it was told of the client.
+async fn hello(region: String, uri: Uri, headers: HeaderMap) -> String {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("?").to_owned();
+    let (country, client) = (text("portolan-country"), text("cf-connecting-ip"));
+    format!("Hello from {region}! You are {client} in {country}, and asked for {}.\n", uri.path())
+}
+
+async fn fail(State(origins): State<Arc<Origins>>, Path(region): Path<String>) -> (StatusCode, Json<serde_json::Value>) {
+    let running = match origins.0.lock().get_mut(&region) {
+        Some(origin) => origin.running.take(),
+        None => return unknown(&region),
+    };
+    if let Some(Running { stop, ended }) = running {
+        drop(stop);
+        // Once this ends nobody listens on the region's port.
+        let _ = ended.await;
+    }
+    (StatusCode::OK, Json(json!({ "region": region, "state": "down" })))
+}
+
+async fn restore(State(origins): State<Arc<Origins>>, Path(region): Path<String>) -> (StatusCode, Json<serde_json::Value>) {
+    let mut origins = origins.0.lock();
+    let Some(origin) = origins.get_mut(&region) else { return unknown(&region) };
+    if origin.running.is_none() {
+        match Running::start(&region, origin.address) {
+            Ok(running) => origin.running = Some(running),
+            Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "error": error.to_string() }))),
+        }
+    }
+    (StatusCode::OK, Json(json!({ "region": region, "state": "up" })))
+}
+
+fn unknown(region: &str) -> (StatusCode, Json<serde_json::Value>) {
+    (StatusCode::NOT_FOUND, Json(json!({ "error": format!("there is no region {region}") })))
+}
+
+/// What to try.
+fn welcome(listeners: &[SocketAddr], admin: SocketAddr) {
+    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let (bold, dim, off) = if color { ("\x1b[1m", "\x1b[2m", "\x1b[0m") } else { ("", "", "") };
+    let data = listeners.first().map(ToString::to_string).unwrap_or_default();
+    let step = |what: &str, command: &str| format!("  {dim}{what}{off}\n    {command}\n");
+    let from = |ip: &str| format!("curl -H 'X-Forwarded-For: {ip}' http://{data}/");
+    let steps = [
+        step("A reader in London is served by eu_west:", &from("81.2.69.160")),
+        step("One in Tokyo by ap_northeast:", &from("202.32.115.1")),
+        step("eu_west fails ...", &format!("curl -X POST http://{admin}/_demo/fail/eu_west")),
+        step("... and London is served by the next region:", &from("81.2.69.160")),
+        step("It comes back:", &format!("curl -X POST http://{admin}/_demo/restore/eu_west")),
+        step("Why was that?", "portolan explain --config config/demo.yaml --ip 127.0.0.1 -H 'X-Forwarded-For: 81.2.69.160' --down eu_west /"),
+    ];
+    print(&format!("\n{bold}Portolan{off} is serving http://{data}/, before five regions on this machine.\n"));
+    print(&steps.join("\n"));
+    print(&format!("  {dim}Status page{off} http://{admin}/   {dim}Metrics{off} http://{admin}/metrics   {dim}Stop with{off} Ctrl-C\n"));
+}

@@ -1,0 +1,73 @@
+//! `portolan explain`: a request's journey, without the journey.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::{ConfigArgs, Exit, print, print_problems};
+use crate::explain::{Question, explain};
+use crate::regions::health::UpstreamState;
+use crate::reload::build;
+use crate::request::Moment;
+use crate::tasks::dns;
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The address that connects
+    #[arg(long)]
+    ip: IpAddr,
+    /// The method
+    #[arg(long, short, default_value = "GET")]
+    method: String,
+    /// A request header, as in curl; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "K: V", value_parser = header)]
+    headers: Vec<(String, String)>,
+    /// Take this region for unreachable; may be given several times
+    #[arg(long, value_name = "REGION")]
+    down: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// http://host/path, or a path
+    url: String,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("expected `Name: value`")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+impl Explain {
+    pub fn run(self) -> anyhow::Result<Exit> {
+        let Self { config, ip, method, headers, down, json, url } = self;
+        let mut upstreams = Vec::new();
+        let built = build(&config.paths(), None, &mut |url| {
+            let state = Arc::new(UpstreamState::new(url.clone()));
+            upstreams.push(state.clone());
+            state
+        });
+        let built = match built {
+            Ok(built) => built,
+            Err(failed) => {
+                print_problems(&failed.problems);
+                return Ok(Exit::User);
+            }
+        };
+        // A name without an address would never be tried, so it has to be known before telling.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(dns::resolve_new(&upstreams));
+        let question = Question { ip, method, url, headers, down };
+        match explain(&built.snapshot, &question, Moment::default()) {
+            Ok(explanation) if json => print(&serde_json::to_string_pretty(&explanation)?),
+            Ok(explanation) => print(explanation.to_string().trim_end()),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return Ok(Exit::User);
+            }
+        }
+        Ok(Exit::Done)
+    }
+}

@@ -1,0 +1,127 @@
+//! The command line: one file per command, each a call into the library.
+
+mod check;
+mod client;
+mod demo;
+mod explain;
+mod reload;
+mod run;
+mod status;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Paths, Problem};
+
+/// How a command ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Done,
+    /// The user's fault: bad configuration, bad usage.
+    User,
+    /// Ours, or the machine's.
+    Ours,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::User => 1,
+            Exit::Ours => 2,
+        })
+    }
+}
+
+/// A self-hosted edge: puts people before the right regional backend, and keeps them served when regions fail.
+#[derive(Debug, Parser)]
+#[command(name = "portolan", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM; SIGHUP reloads
+    Run(ConfigArgs),
+    /// Start five small regional origins and a proxy before them, and say what to try
+    Demo(demo::Demo),
+    /// Say every problem of a configuration, each with its place and a hint
+    Check(check::Check),
+    /// Say what would happen to a request, step by step and why; nothing is sent
+    Explain(explain::Explain),
+    /// Print the JSON Schema of the configuration
+    Schema,
+    /// Show the state of a running process
+    Status(status::StatusCommand),
+    /// Make a running process read its configuration again
+    Reload(client::AdminArgs),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// The configuration file
+    #[arg(long, short, value_name = "FILE", default_value = "config/portolan.yaml")]
+    config: PathBuf,
+    /// Lay FILE.NAME.yaml, beside the file, over it
+    #[arg(long, value_name = "NAME")]
+    env: Option<String>,
+}
+
+impl ConfigArgs {
+    fn paths(self) -> Paths {
+        Paths { file: self.config, environment: self.env }
+    }
+}
+
+/// Parses the command line and runs the command.
+pub fn main() -> anyhow::Result<Exit> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not mistakes.
+            let exit = if error.use_stderr() { Exit::User } else { Exit::Done };
+            error.print()?;
+            return Ok(exit);
+        }
+    };
+    match cli.command {
+        Command::Run(args) => run::run(args.paths(), run::Extra::default()),
+        Command::Demo(demo) => demo.run(),
+        Command::Check(check) => check.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Schema => {
+            print(&format!("{:#}", crate::config::schema()));
+            Ok(Exit::Done)
+        }
+        Command::Status(status) => status.run(),
+        Command::Reload(admin) => reload::run(&admin),
+    }
+}
+
+/// Prints to standard output. A reader that left (`| head`) is no error.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints problems to standard error, in colour where a person reads them.
+fn print_problems(problems: &[Problem]) {
+    let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    for problem in problems {
+        eprintln!("{}\n", problem.render(color));
+    }
+    let errors = problems.iter().filter(|p| p.is_error()).count();
+    let warnings = problems.len() - errors;
+    let plural = |n: usize, word: &str| if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") };
+    let parts: Vec<_> = [(errors, "error"), (warnings, "warning")].iter().filter(|(n, _)| *n > 0).map(|(n, w)| plural(*n, w)).collect();
+    if !parts.is_empty() {
+        eprintln!("{}", parts.join(", "));
+    }
+}

@@ -1,0 +1,112 @@
+//! From files to a [`Config`], or to every problem at once.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::check::check;
+use super::problem::{KeyPath, Problem, Source};
+use super::tree::{MAX_FILE, Node};
+use super::{Config, schema};
+
+/// Which files make the configuration.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// The file.
+    pub file: PathBuf,
+    /// `--env NAME`: `FILE.NAME.yaml` beside it is laid over it.
+    pub environment: Option<String>,
+}
+
+impl Paths {
+    /// The file and, if there is one, the overlay.
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.file.clone()];
+        if let Some(environment) = &self.environment {
+            let stem = self.file.file_stem().unwrap_or_default().to_string_lossy();
+            let extension = self.file.extension().map_or_else(|| "yaml".into(), |e| e.to_string_lossy());
+            files.push(self.file.with_file_name(format!("{stem}.{environment}.{extension}")));
+        }
+        files
+    }
+
+    /// `path` as the configuration means it: relative to its folder.
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        super::tree::beside(&self.file, path)
+    }
+}
+
+/// A configuration that is well formed; whether it makes sense is the snapshot's question.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What was typed.
+    pub config: Config,
+    /// Where everything stands.
+    pub tree: Node,
+    /// Every file that was read so far.
+    pub inputs: Vec<PathBuf>,
+    /// A digest of all that was read and expanded.
+    pub digest: u64,
+}
+
+/// Problems, and the files whose change may mend them.
+#[derive(Debug)]
+pub struct Failed {
+    /// Every problem, in the order of the files.
+    pub problems: Vec<Problem>,
+    /// The files that were read, or should have been.
+    pub inputs: Vec<PathBuf>,
+}
+
+/// Reads, merges, expands and checks.
+pub fn load(paths: &Paths) -> Result<Loaded, Failed> {
+    let mut inputs = paths.files();
+    let mut problems = Vec::new();
+    let mut tree: Option<Node> = None;
+    for file in paths.files() {
+        match read(&file).and_then(|source| Node::parse(&source)) {
+            Ok(node) => match &mut tree {
+                None => tree = Some(node),
+                Some(base) => base.merge(node),
+            },
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let (Some(mut tree), true) = (tree, problems.is_empty()) else {
+        return Err(Failed { problems, inputs });
+    };
+    inputs.extend(tree.expand(&mut problems));
+    problems.extend(check(&tree, &schema()));
+    if !problems.is_empty() {
+        return Err(Failed { problems, inputs });
+    }
+    let json = tree.to_json();
+    let mut digest = DefaultHasher::new();
+    json.to_string().hash(&mut digest);
+    match Config::deserialize(&json) {
+        Ok(config) => Ok(Loaded { config, tree, inputs, digest: digest.finish() }),
+        Err(error) => {
+            let problem = tree.locate(Problem::error(KeyPath::default(), error.to_string()));
+            Err(Failed { problems: vec![problem], inputs })
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<Arc<Source>, Problem> {
+    let unreadable = |e: &dyn std::fmt::Display| {
+        Problem::error(KeyPath::default(), format!("cannot read `{}`: {e}", file.display()))
+    };
+    let size = std::fs::metadata(file).map_err(|e| unreadable(&e))?.len();
+    if size > MAX_FILE {
+        return Err(unreadable(&format!("larger than {} MiB", MAX_FILE >> 20)));
+    }
+    let bytes = std::fs::read(file).map_err(|e| unreadable(&e))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count() + 1;
+        unreadable(&format!("line {line} is not UTF-8"))
+    })?;
+    Ok(Arc::new(Source { path: file.to_owned(), text: text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text) }))
+}

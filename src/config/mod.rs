@@ -1,0 +1,58 @@
+//! What the operator writes. Types only; one file per stage, with the stage's name.
+//!
+//! YAML -> [`tree`] (every node knows its place) -> overlay merged -> [`check`]ed against the schema of
+//! these types, collecting every [`Problem`] -> [`Config`]. [`load`] does these steps in order.
+
+pub mod check;
+mod client;
+pub mod load;
+mod listeners;
+pub mod problem;
+mod regions;
+mod routes;
+pub mod tree;
+pub mod units;
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+pub use client::Client;
+pub use listeners::{AccessLog, Admin, Listener, Shutdown};
+pub use load::{Loaded, Paths, load};
+pub use problem::{Problem, Severity};
+pub use regions::{Region, Upstream, UpstreamOptions, UpstreamTls};
+pub use routes::{OneOrMany, Policy, Retry, Route, Steering, Timeouts};
+use units::Name;
+
+/// The whole configuration file.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Portolan configuration")]
+pub struct Config {
+    /// Where clients connect. A change needs a restart.
+    #[serde(default = "listeners::default_listeners")]
+    pub listeners: Vec<Listener>,
+    /// Where operators and Prometheus connect. A change needs a restart.
+    #[serde(default)]
+    pub admin: Admin,
+    /// How the client's address and country are found.
+    #[serde(default)]
+    pub client: Client,
+    /// The regions, each with its upstreams.
+    #[schemars(extend("propertyNames" = { "format": "label" }))]
+    pub regions: IndexMap<Name, Region>,
+    /// Which requests go where. The most specific host, then the longest path wins; order never matters.
+    pub routes: Vec<Route>,
+    /// One JSON line per request.
+    #[serde(default)]
+    pub access_log: AccessLog,
+    /// How the process stops.
+    #[serde(default)]
+    pub shutdown: Shutdown,
+}
+
+/// The JSON Schema of [`Config`]: what `portolan schema` prints and what files are checked against.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(Config).to_value()
+}

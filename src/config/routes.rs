@@ -1,0 +1,146 @@
+//! Which requests go where, and how patiently.
+
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::units::{Country, HostPattern, Name, PathPrefix, Span};
+
+/// One route.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Its name in metrics, logs and `explain`; by default `route-1` and so on, by position.
+    #[serde(default)]
+    pub name: Option<Name>,
+    /// Hosts it serves; any by default.
+    #[serde(default)]
+    pub hosts: Vec<HostPattern>,
+    /// Path prefixes it serves; any by default. `/api` matches `/api` and `/api/x`, `/api/` only what is below.
+    #[serde(default)]
+    pub paths: Vec<PathPrefix>,
+    /// Which regions, in which order.
+    #[serde(default)]
+    pub steering: Steering,
+    /// How long to wait for what.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// What is tried again.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Responses may pause for up to `timeouts.idle`, from the header on (long polling, event streams).
+    #[serde(default)]
+    pub streaming: bool,
+    /// Tell the client the region that answered, as `Portolan-Region`.
+    #[serde(default = "yes")]
+    pub region_header: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Which regions serve a client, in which order.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Steering {
+    /// How regions are ordered.
+    #[serde(default)]
+    pub policy: Policy,
+    /// A country's region, or its regions in order.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = { "format": "country" }))]
+    pub countries: IndexMap<Country, OneOrMany>,
+    /// For an unknown country, or one not listed. The first region of the file by default.
+    #[serde(default)]
+    pub default: Option<OneOrMany>,
+    /// Tried after the above, in order, without repeats. None by default.
+    #[serde(default)]
+    pub failover: Vec<Name>,
+}
+
+/// How regions are ordered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// By the client's country.
+    #[default]
+    Geo,
+}
+
+/// One region, or an ordered list.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    /// One.
+    One(Name),
+    /// Several, in order.
+    Many(#[schemars(length(min = 1))] Vec<Name>),
+}
+
+impl OneOrMany {
+    /// As a list.
+    pub fn as_slice(&self) -> &[Name] {
+        match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Many(names) => names,
+        }
+    }
+}
+
+/// How long to wait for what.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Timeouts {
+    /// TCP and TLS of one attempt.
+    #[serde(default = "seconds::<1>")]
+    pub connect: Span,
+    /// For a response header; also the longest silence inside a response body.
+    #[serde(default = "seconds::<5>")]
+    pub first_byte: Span,
+    /// In place of `first_byte` for upgrades, event streams, large or unbounded request bodies and `streaming` routes.
+    #[serde(default = "seconds::<60>")]
+    pub idle: Span,
+    /// All attempts together, until a response header is passed to the client.
+    #[serde(default = "seconds::<30>")]
+    pub total: Span,
+}
+
+fn seconds<const N: u64>() -> Span {
+    Span(Duration::from_secs(N))
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: seconds::<1>(), first_byte: seconds::<5>(), idle: seconds::<60>(), total: seconds::<30>() }
+    }
+}
+
+/// What is tried again.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retry {
+    /// All tries, the first included. By default one more than there are candidate regions.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 16))]
+    pub attempts: Option<u32>,
+    /// Statuses that move a request on.
+    #[serde(default = "default_statuses")]
+    #[schemars(inner(range(min = 400, max = 599)))]
+    pub statuses: Vec<u16>,
+    /// Also repeat requests that may have had an effect (POST, PATCH). Never by default.
+    #[serde(default)]
+    pub non_idempotent: bool,
+}
+
+fn default_statuses() -> Vec<u16> {
+    vec![502, 503, 504]
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: None, statuses: default_statuses(), non_idempotent: false }
+    }
+}

@@ -1,0 +1,35 @@
+//! Portolan: a self-hosted edge that puts people before the right regional backend, keeps them served
+//! when regions fail, and says why it did what it did.
+//!
+//! The modules below stand in the order in which a request travels:
+//!
+//! ```text
+//!              config ──► snapshot                       (made whole before any request sees it)
+//!                            │
+//!  client ─► proxy ─► decide ┴► client ► routes ► regions ► upstream ─► proxy ─► origin
+//!   ▲          │                                               ▲          │
+//!   └─ respond ◄───────────── observe ◄── state ◄──────────────┴──────────┘
+//! ```
+//!
+//! `decide` and everything it calls take values and return values; sockets are `proxy`'s, the work in
+//! the background is `tasks`', and `reload` swaps one snapshot for the next.
+
+pub mod config;
+pub mod snapshot;
+
+pub mod request;
+pub mod client;
+pub mod routes;
+pub mod regions;
+pub mod upstream;
+pub mod respond;
+pub mod decide;
+pub mod explain;
+pub mod observe;
+
+pub mod state;
+pub mod reload;
+pub mod tasks;
+pub mod admin;
+pub mod proxy;
+pub mod cli;

@@ -1,0 +1,290 @@
+//! One JSON line per request, written by a thread of its own.
+//!
+//! A request appends its line to one of a few buffers, so that threads do not wait for each other; the
+//! writer collects them every [`BATCH`]. A buffer that is full drops the line and counts it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use prometheus::IntCounter;
+use serde::{Serialize, Serializer};
+
+use super::RequestDone;
+use crate::state::Live;
+use crate::upstream::{Plan, plan};
+
+/// How long lines are gathered before they are written.
+const BATCH: Duration = Duration::from_millis(50);
+/// A buffer holds this many bytes while the writer is busy.
+const BUFFER: usize = 4 << 20;
+/// More threads than this share buffers.
+const BUFFERS: usize = 16;
+
+/// The log. Dropping it writes what is left.
+#[derive(Debug)]
+pub struct AccessLog {
+    shared: Arc<Shared>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    off: AtomicBool,
+    buffers: [Mutex<Vec<u8>>; BUFFERS],
+    signal: Mutex<Signal>,
+    wake: Condvar,
+    dropped: IntCounter,
+}
+
+#[derive(Debug, Default)]
+struct Signal {
+    lines: bool,
+    closing: bool,
+    /// A new target, and where to tell how opening it went.
+    retarget: Option<Target>,
+}
+
+#[derive(Debug)]
+enum Target {
+    Off,
+    Stdout,
+    File(File),
+}
+
+impl AccessLog {
+    /// A log that writes to `path` (`stdout`, `off`, or a file that is appended to).
+    pub fn open(path: &Path, dropped: IntCounter) -> io::Result<Self> {
+        let target = Target::open(path)?;
+        let shared = Arc::new(Shared {
+            off: AtomicBool::new(matches!(target, Target::Off)),
+            buffers: std::array::from_fn(|_| Mutex::default()),
+            signal: Mutex::default(),
+            wake: Condvar::new(),
+            dropped,
+        });
+        let theirs = shared.clone();
+        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || theirs.write(target))?;
+        Ok(Self { shared, writer: Mutex::new(Some(writer)) })
+    }
+
+    /// From now on writes to `path`; on an error it goes on as before.
+    pub fn retarget(&self, path: &Path) -> io::Result<()> {
+        let target = Target::open(path)?;
+        self.shared.off.store(matches!(target, Target::Off), Ordering::Relaxed);
+        self.shared.signal.lock().retarget = Some(target);
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Writes what is left and ends the writer.
+    pub fn close(&self) {
+        self.shared.signal.lock().closing = true;
+        self.shared.wake.notify_one();
+        if let Some(writer) = self.writer.lock().take() {
+            // A panic of the writer was reported where it happened.
+            let _ = writer.join();
+        }
+    }
+
+    /// Appends the line of a request that is over.
+    pub fn record(&self, done: &RequestDone<'_>) {
+        let shared = &self.shared;
+        if shared.off.load(Ordering::Relaxed) {
+            return;
+        }
+        let was_empty = {
+            let mut buffer = shared.buffers[thread_slot()].lock();
+            if buffer.len() >= BUFFER {
+                shared.dropped.inc();
+                return;
+            }
+            let was_empty = buffer.is_empty();
+            // Writing JSON to memory cannot fail.
+            let _ = serde_json::to_writer(&mut *buffer, &Line::new(done));
+            buffer.push(b'\n');
+            was_empty
+        };
+        if was_empty {
+            shared.signal.lock().lines = true;
+            shared.wake.notify_one();
+        }
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// This thread's buffer.
+fn thread_slot() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static SLOT: usize = NEXT.fetch_add(1, Ordering::Relaxed) % BUFFERS;
+    }
+    SLOT.with(|slot| *slot)
+}
+
+impl Shared {
+    fn write(&self, mut target: Target) {
+        let mut batch = Vec::new();
+        let mut closing = false;
+        while !closing {
+            let retarget = {
+                let mut signal = self.signal.lock();
+                self.wake.wait_while(&mut signal, |s| !s.lines && !s.closing && s.retarget.is_none());
+                if !signal.closing && signal.retarget.is_none() {
+                    // Lines are coming: let them gather, unless something more urgent comes.
+                    self.wake.wait_while_for(&mut signal, |s| !s.closing && s.retarget.is_none(), BATCH);
+                }
+                signal.lines = false;
+                closing = signal.closing;
+                signal.retarget.take()
+            };
+            for buffer in &self.buffers {
+                batch.clear();
+                std::mem::swap(&mut *buffer.lock(), &mut batch);
+                if !batch.is_empty()
+                    && let Err(error) = target.write(&batch)
+                {
+                    let lines = batch.iter().filter(|b| **b == b'\n').count();
+                    self.dropped.inc_by(lines as u64);
+                    tracing::warn!(%error, lines, "the access log cannot be written");
+                }
+            }
+            if let Some(new) = retarget {
+                target = new;
+            }
+        }
+    }
+}
+
+impl Target {
+    fn open(path: &Path) -> io::Result<Self> {
+        match path.to_str() {
+            Some("off") => Ok(Self::Off),
+            Some("stdout") => Ok(Self::Stdout),
+            _ => OpenOptions::new().create(true).append(true).open(path).map(Self::File),
+        }
+    }
+
+    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Off => Ok(()),
+            Self::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(batch)?;
+                stdout.flush()
+            }
+            Self::File(file) => file.write_all(batch),
+        }
+    }
+}
+
+/// A log's path as the configuration means it: only a file is relative to something.
+pub fn resolve(path: &Path, beside: impl FnOnce(&Path) -> PathBuf) -> PathBuf {
+    match path.to_str() {
+        Some("off" | "stdout") => path.to_owned(),
+        _ => beside(path),
+    }
+}
+
+/// The fields of a line, in their order.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(serialize_with = "display")]
+    time: humantime::Rfc3339Timestamp,
+    request_id: &'a str,
+    client: std::net::IpAddr,
+    country: &'a str,
+    method: &'a str,
+    host: &'a str,
+    path: &'a str,
+    status: u16,
+    bytes: usize,
+    route: Option<&'a str>,
+    region: Option<&'a str>,
+    attempts: Attempts<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_retried: Option<&'static str>,
+    total_ms: Millis,
+}
+
+impl<'a> Line<'a> {
+    fn new(done: &'a RequestDone<'a>) -> Self {
+        let last = done.plan.and_then(|p| p.tries.last());
+        Self {
+            time: humantime::format_rfc3339_millis(done.at),
+            request_id: done.request_id,
+            client: done.client,
+            country: done.country.as_str(),
+            method: done.method.as_str(),
+            host: done.host,
+            path: done.path,
+            status: done.status,
+            bytes: done.bytes,
+            route: done.route.and_then(|id| done.live.snapshot.route(id)).map(|r| &*r.name),
+            region: last.and_then(|t| done.live.snapshot.region(t.region)).map(|r| &*r.name),
+            attempts: Attempts { live: done.live, plan: done.plan },
+            not_retried: done.plan.and_then(|p| p.stopped).map(|s| s.label()),
+            total_ms: Millis(done.total),
+        }
+    }
+}
+
+fn display<T: std::fmt::Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
+}
+
+struct Attempts<'a> {
+    live: &'a Live,
+    plan: Option<&'a Plan>,
+}
+
+/// One attempt.
+#[derive(Serialize)]
+struct AttemptLine<'a> {
+    region: &'a str,
+    #[serde(serialize_with = "display_upstream")]
+    upstream: Option<&'a crate::config::units::UpstreamUrl>,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    ms: Millis,
+}
+
+fn display_upstream<S: Serializer>(value: &Option<&crate::config::units::UpstreamUrl>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(url) => to.collect_str(url),
+        None => to.serialize_none(),
+    }
+}
+
+impl Serialize for Attempts<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let tries = self.plan.map(|p| p.tries.as_slice()).unwrap_or_default();
+        to.collect_seq(tries.iter().map(|t| AttemptLine {
+            region: self.live.snapshot.region(t.region).map_or("", |r| &r.name),
+            upstream: plan::upstream(&self.live.snapshot.regions, t.region, t.upstream).map(|u| &u.url),
+            outcome: t.outcome.label(),
+            status: t.outcome.status(),
+            ms: Millis(t.ended.since(t.started)),
+        }))
+    }
+}
+
+/// Milliseconds with three decimals.
+struct Millis(Duration);
+
+impl Serialize for Millis {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(self.0.as_micros() as f64 / 1_000.0)
+    }
+}

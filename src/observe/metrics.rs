@@ -1,0 +1,291 @@
+//! Prometheus metrics. What a request touches is looked up when a configuration is built, so that the
+//! request path only adds to atomics.
+
+use std::sync::{Arc, OnceLock};
+use std::time::UNIX_EPOCH;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use super::RequestDone;
+use crate::client::country::LookupResult;
+use crate::regions::health::Standing;
+use crate::request::Moment;
+use crate::state::Live;
+use crate::upstream::{Failure, Outcome, Plan, Stop};
+
+/// Upper bounds in seconds: dense where proxied requests are, so that P50, P95 and P99 can be read from
+/// 0.5 ms to 60 s.
+const BUCKETS: [f64; 17] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0];
+
+/// Methods that have a label of their own; a stranger's inventions share `other`.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "other"];
+
+/// Statuses that have a counter at hand; others are looked up.
+const CODES: [u16; 26] = [
+    101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 409, 410, 413, 422, 429, 500, 502, 503, 504,
+];
+
+const OUTCOMES: usize = Failure::ALL.len() + 3;
+
+/// Every metric of the process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    attempts: IntCounterVec,
+    upstream_duration: HistogramVec,
+    failovers: IntCounterVec,
+    not_retried: [IntCounter; Stop::ALL.len()],
+    lookups: [IntCounter; LookupResult::ALL.len()],
+    region_healthy: IntGaugeVec,
+    database_built: IntGauge,
+    generation: IntGauge,
+    reload_successful: IntGauge,
+    /// Client connections that are open.
+    pub connections: IntGauge,
+    /// Access log lines that found their buffer full.
+    pub log_lines_dropped: IntCounter,
+    unrouted: Arc<RouteMetrics>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+/// One route's metrics, looked up once.
+pub struct RouteMetrics {
+    name: Arc<str>,
+    codes: Box<[OnceLock<IntCounter>]>,
+    duration: Histogram,
+}
+
+/// One region's metrics, looked up once.
+pub struct RegionMetrics {
+    outcomes: [IntCounter; OUTCOMES],
+    duration: Histogram,
+}
+
+impl std::fmt::Debug for RouteMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RouteMetrics")
+    }
+}
+
+impl std::fmt::Debug for RegionMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegionMetrics")
+    }
+}
+
+impl Metrics {
+    /// All metrics, at zero. An error means that two share a name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, prometheus::Error>(vec)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let histograms = |name: &str, help: &str, label: &str| {
+            let vec = HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), &[label])?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, prometheus::Error>(vec)
+        };
+        let requests = counters("portolan_requests_total", "Requests by route, method and status.", &["route", "method", "code"])?;
+        let duration = histograms("portolan_request_duration_seconds", "From a request's header to its end.", "route")?;
+        let attempts =
+            counters("portolan_upstream_attempts_total", "Attempts by region and how they ended.", &["region", "outcome"])?;
+        let upstream_duration =
+            histograms("portolan_upstream_duration_seconds", "From an attempt's start to its response header or failure.", "region")?;
+        let failovers = counters(
+            "portolan_failovers_total",
+            "Requests that moved from one region to another, and why.",
+            &["from", "to", "reason"],
+        )?;
+        let not_retried =
+            counters("portolan_retries_skipped_total", "Failed attempts that were not followed by another, and why.", &["reason"])?;
+        let lookups = counters("portolan_geoip_lookups_total", "Country lookups by result.", &["result"])?;
+        let region_healthy =
+            IntGaugeVec::new(Opts::new("portolan_region_healthy", "1 if at least one upstream of the region is usable."), &["region"])?;
+        registry.register(Box::new(region_healthy.clone()))?;
+        let build = IntGaugeVec::new(Opts::new("portolan_build_info", "Always 1; the version is a label."), &["version"])?;
+        registry.register(Box::new(build.clone()))?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let log_lines_dropped = IntCounter::new("portolan_access_log_dropped_total", "Access log lines dropped because the log was slow.")?;
+        registry.register(Box::new(log_lines_dropped.clone()))?;
+        let unrouted = Arc::new(RouteMetrics::new("_none".into(), &duration));
+        Ok(Self {
+            not_retried: Stop::ALL.map(|stop| not_retried.with_label_values(&[stop.label()])),
+            lookups: LookupResult::ALL.map(|result| lookups.with_label_values(&[result.label()])),
+            database_built: gauge("portolan_geoip_database_build_timestamp_seconds", "When the country database was built; 0 without one.")?,
+            generation: gauge("portolan_config_generation", "How many configurations have been in force.")?,
+            reload_successful: gauge("portolan_config_last_reload_successful", "1 if the last configuration read was put in force.")?,
+            connections: gauge("portolan_connections", "Client connections that are open.")?,
+            registry,
+            requests,
+            duration,
+            attempts,
+            upstream_duration,
+            failovers,
+            region_healthy,
+            log_lines_dropped,
+            unrouted,
+        })
+    }
+
+    /// The metrics of a route.
+    pub fn route(&self, name: &Arc<str>) -> Arc<RouteMetrics> {
+        Arc::new(RouteMetrics::new(name.clone(), &self.duration))
+    }
+
+    /// The metrics of a region.
+    pub fn region(&self, name: &str) -> Arc<RegionMetrics> {
+        let counter = |label: &str| self.attempts.with_label_values(&[name, label]);
+        let outcomes = std::array::from_fn(|i| counter(outcome_label(i)));
+        Arc::new(RegionMetrics { outcomes, duration: self.upstream_duration.with_label_values(&[name]) })
+    }
+
+    /// Forgets the labels of routes and regions that are in `old` but not in `new`.
+    pub fn tidy(&self, old: &Live, new: &Live) {
+        for route in &old.snapshot.routes {
+            if new.snapshot.routes.iter().all(|r| r.name != route.name) {
+                // Absent labels are the usual case here: not every pair was ever counted.
+                let _ = self.duration.remove_label_values(&[&route.name]);
+                for method in METHODS {
+                    for code in 100..=599 {
+                        let _ = self.requests.remove_label_values(&[&route.name, method, &code.to_string()]);
+                    }
+                }
+            }
+        }
+        for region in &old.snapshot.regions {
+            if new.snapshot.region_named(&region.name).is_none() {
+                let _ = self.upstream_duration.remove_label_values(&[&region.name]);
+                let _ = self.region_healthy.remove_label_values(&[&region.name]);
+                for i in 0..OUTCOMES {
+                    let _ = self.attempts.remove_label_values(&[&region.name, outcome_label(i)]);
+                }
+            }
+        }
+    }
+
+    /// Counts a request that is over.
+    pub fn record(&self, done: &RequestDone<'_>) {
+        let route = done.route.and_then(|id| done.live.routes.get(id.0 as usize)).unwrap_or(&self.unrouted);
+        route.request(&self.requests, done.method, done.status).inc();
+        route.duration.observe(done.total.as_secs_f64());
+        if let Some(counter) = self.lookups.get(done.lookup as usize) {
+            counter.inc();
+        }
+        let Some(plan) = done.plan else { return };
+        for attempt in &plan.tries {
+            if let Some(region) = done.live.regions.get(usize::from(attempt.region.0)) {
+                if let Some(counter) = region.outcomes.get(outcome_index(attempt.outcome)) {
+                    counter.inc();
+                }
+                region.duration.observe(attempt.ended.since(attempt.started).as_secs_f64());
+            }
+        }
+        if let Some(stop) = plan.stopped
+            && let Some(counter) = Stop::ALL.iter().position(|s| *s == stop).and_then(|i| self.not_retried.get(i))
+        {
+            counter.inc();
+        }
+        self.failovers(done.live, plan);
+    }
+
+    /// A region was passed over because it was ejected, or because an attempt in it failed.
+    fn failovers(&self, live: &Live, plan: &Plan) {
+        let name = |id| live.snapshot.region(id).map_or("", |r| &r.name);
+        let mut from = plan.order.first().map(|c| (c.region, "ejected"));
+        for attempt in &plan.tries {
+            if let Some((region, reason)) = from.filter(|(region, _)| *region != attempt.region) {
+                self.failovers.with_label_values(&[name(region), name(attempt.region), reason]).inc();
+            }
+            from = Some((attempt.region, attempt.outcome.label()));
+        }
+    }
+
+    /// The outcome of the last reload.
+    pub fn reloaded(&self, generation: u64, successful: bool) {
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.reload_successful.set(i64::from(successful));
+    }
+
+    /// All metrics in the text format, with what is only known at this moment.
+    pub fn render(&self, live: &Live, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
+        for region in &live.snapshot.regions {
+            let usable = region.upstreams.iter().any(|u| u.state.is_resolved() && u.state.health.standing(now) == Standing::Usable);
+            self.region_healthy.with_label_values(&[&region.name]).set(i64::from(usable));
+        }
+        let built = live.snapshot.countries.as_ref().and_then(|c| c.built.duration_since(UNIX_EPOCH).ok());
+        self.database_built.set(built.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0)));
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+impl RouteMetrics {
+    fn new(name: Arc<str>, duration: &HistogramVec) -> Self {
+        let codes = (0..METHODS.len() * CODES.len()).map(|_| OnceLock::new()).collect();
+        Self { duration: duration.with_label_values(&[&name]), name, codes }
+    }
+
+    fn request(&self, all: &IntCounterVec, method: &http::Method, status: u16) -> IntCounter {
+        let method = METHODS.iter().position(|m| *m == method.as_str()).unwrap_or(METHODS.len() - 1);
+        let label = METHODS.get(method).copied().unwrap_or("other");
+        let code = if (100..=599).contains(&status) { status } else { 0 };
+        let lookup = || all.with_label_values(&[&*self.name, label, code.to_string().as_str()]);
+        let at_hand = CODES.iter().position(|c| *c == code).and_then(|c| self.codes.get(method * CODES.len() + c));
+        match at_hand {
+            Some(cell) => cell.get_or_init(lookup).clone(),
+            None => lookup(),
+        }
+    }
+}
+
+fn outcome_index(outcome: Outcome) -> usize {
+    match outcome {
+        Outcome::Answered(_) => 0,
+        Outcome::Truncated(_) => 1,
+        Outcome::Pending => 2,
+        Outcome::Failed(failure) => 3 + Failure::ALL.iter().position(|f| f.label() == failure.label()).unwrap_or(0),
+    }
+}
+
+fn outcome_label(index: usize) -> &'static str {
+    match index {
+        0 => Outcome::Answered(0).label(),
+        1 => Outcome::Truncated(0).label(),
+        2 => Outcome::Pending.label(),
+        _ => Failure::ALL.get(index - 3).map_or("", |f| f.label()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_own_label() {
+        let mut labels: Vec<_> = (0..OUTCOMES).map(outcome_label).collect();
+        for failure in Failure::ALL {
+            assert_eq!(outcome_label(outcome_index(Outcome::Failed(failure))), failure.label());
+        }
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), OUTCOMES);
+    }
+}

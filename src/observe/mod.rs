@@ -1,0 +1,46 @@
+//! What is remembered of a request: one event, read by metrics and access log.
+
+pub mod access_log;
+pub mod metrics;
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use crate::client::country::LookupResult;
+use crate::config::units::Country;
+use crate::routes::RouteId;
+use crate::state::Live;
+use crate::upstream::Plan;
+
+/// A request that is over.
+#[derive(Debug)]
+pub struct RequestDone<'a> {
+    /// What it ran under.
+    pub live: &'a Live,
+    /// When it ended.
+    pub at: SystemTime,
+    /// `X-Request-Id`.
+    pub request_id: &'a str,
+    /// Who asked.
+    pub client: IpAddr,
+    /// Where from.
+    pub country: Country,
+    /// How the country was found.
+    pub lookup: LookupResult,
+    /// The method.
+    pub method: &'a http::Method,
+    /// The authority.
+    pub host: &'a str,
+    /// The path, without the query: it may hold secrets.
+    pub path: &'a str,
+    /// The status the client saw; 0 if it left before.
+    pub status: u16,
+    /// Body bytes to the client.
+    pub bytes: usize,
+    /// The route, if one matched.
+    pub route: Option<RouteId>,
+    /// The attempts, if it was forwarded.
+    pub plan: Option<&'a Plan>,
+    /// From the request's header to its end.
+    pub total: Duration,
+}

@@ -1,0 +1,144 @@
+//! The process around the proxy: runtimes, listeners, signals.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, HttpServerOptions};
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::Service;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Edge;
+use super::listen::{Connections, accept};
+use crate::state::State;
+
+/// Tries of one request that Pingora may loop through; our plan stops far earlier (16 and two stale ones).
+const MAX_TRIES: usize = 32;
+/// Idle connections to upstreams that are kept, per thread.
+const POOL: usize = 512;
+
+/// Pingora's settings.
+fn conf(threads: usize) -> ServerConf {
+    ServerConf {
+        threads,
+        // One runtime per thread: five to ten percent less CPU per request than work stealing.
+        work_stealing: false,
+        max_retries: MAX_TRIES,
+        upstream_keepalive_pool_size: POOL,
+        ..ServerConf::default()
+    }
+}
+
+/// The proxy as an application for [`accept`].
+pub fn app(state: Arc<State>, threads: usize) -> Arc<HttpProxy<Edge>> {
+    let mut proxy = http_proxy(&Arc::new(conf(threads)), Edge::new(state));
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    proxy.server_options = Some(options);
+    Arc::new(proxy)
+}
+
+/// The data side: accepts on every listener until draining begins.
+struct DataPlane {
+    listeners: Vec<std::net::TcpListener>,
+    app: Arc<HttpProxy<Edge>>,
+    connections: Connections,
+}
+
+#[async_trait]
+impl Service for DataPlane {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        let mut loops = Vec::new();
+        for listener in self.listeners.drain(..) {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => loops.push(tokio::spawn(accept(listener, self.app.clone(), self.connections.clone()))),
+                Err(error) => tracing::error!(%error, "a listener cannot be used"),
+            }
+        }
+        for accepting in loops {
+            // Accept loops end by draining; a panic in one was reported where it happened.
+            let _ = accepting.await;
+        }
+        // Connections that wait for their next request have nothing to wait for now.
+        self.app.http_cleanup().await;
+    }
+
+    fn name(&self) -> &str {
+        "data"
+    }
+}
+
+/// The work in the background, on one thread of its own, so that requests never wait for it.
+struct ControlPlane<F>(Option<F>);
+
+#[async_trait]
+impl<F, W> Service for ControlPlane<F>
+where
+    F: FnOnce() -> W + Send + Sync,
+    W: Future<Output = ()> + Send,
+{
+    async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        if let Some(work) = self.0.take() {
+            work().await;
+        }
+    }
+
+    fn name(&self) -> &str {
+        "control"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(1)
+    }
+}
+
+/// SIGTERM and SIGINT drain and stop: at once when idle, at the latest after `shutdown.grace`; a second
+/// SIGINT stops without waiting.
+struct Stop {
+    state: Arc<State>,
+    connections: Connections,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Stop {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            tracing::error!("signals cannot be received");
+            return ShutdownSignal::FastShutdown;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        let grace = self.state.live.load().snapshot.grace;
+        tracing::info!(connections = self.connections.count(), ?grace, "draining");
+        self.connections.drain();
+        tokio::select! {
+            _ = self.connections.idle() => tracing::info!("every request is done"),
+            _ = tokio::time::sleep(grace) => {
+                tracing::warn!(connections = self.connections.count(), "the grace period is over");
+            }
+            _ = int.recv() => tracing::warn!("stopped at once"),
+        }
+        ShutdownSignal::FastShutdown
+    }
+}
+
+/// Serves until a signal ends it. What `control` begins runs on a thread of its own.
+pub fn run<W>(state: Arc<State>, listeners: Vec<std::net::TcpListener>, control: impl FnOnce() -> W + Send + Sync + 'static)
+where
+    W: Future<Output = ()> + Send + 'static,
+{
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let connections = Connections::new(state.metrics.connections.clone());
+    let mut server = Server::new_with_opt_and_conf(None, conf(threads));
+    server.bootstrap();
+    server.add_service(DataPlane { listeners, app: app(state.clone(), threads), connections: connections.clone() });
+    server.add_service(ControlPlane(Some(control)));
+    server.run(RunArgs { shutdown_signal: Box::new(Stop { state: state.clone(), connections }) });
+    // Runtimes are gone; what their last requests logged is not.
+    state.access_log.close();
+}

@@ -1,0 +1,341 @@
+//! The reload machine: read -> same digest, stop -> compile -> boot settings differ, refuse -> resolve
+//! new names -> one swap -> drop what is gone. A failure before the swap changes nothing.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex as SyncMutex;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use crate::client::country::CountryDatabase;
+use crate::config::load::Failed;
+use crate::config::units::UpstreamUrl;
+use crate::config::{self, Config, Loaded, Paths, Problem};
+use crate::key_path;
+use crate::observe::access_log;
+use crate::regions::health::UpstreamState;
+use crate::snapshot::{Resources, Snapshot, compile};
+use crate::state::{Live, ReloadStatus, State};
+use crate::tasks::dns;
+
+/// A file's identity on disk: enough to see that it was written or replaced, without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Of the file that `path` leads to, through links; `None` if there is none.
+    pub fn of(path: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(Self { device: meta.dev(), inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
+    }
+}
+
+/// A country database and the file it was read from.
+pub type Database = (Fingerprint, Arc<CountryDatabase>);
+
+/// A configuration that could be put in force.
+#[derive(Debug)]
+pub struct Build {
+    /// What was typed.
+    pub config: Config,
+    /// What can run.
+    pub snapshot: Snapshot,
+    /// Warnings.
+    pub warnings: Vec<Problem>,
+    /// Every file it was made from.
+    pub inputs: Vec<PathBuf>,
+    /// A digest of all of them.
+    pub digest: u64,
+    database: Option<Database>,
+}
+
+/// Reads and compiles everything, without touching what is in force. `known` spares reading a database
+/// that has not changed. Blocks on disk.
+pub fn build(
+    paths: &Paths,
+    known: Option<&Database>,
+    state_of: &mut dyn FnMut(&UpstreamUrl) -> Arc<UpstreamState>,
+) -> Result<Build, Failed> {
+    let Loaded { mut config, tree, mut inputs, mut digest } = config::load(paths)?;
+    let mut gathered = Gathered { resources: Resources::default(), inputs: Vec::new(), problems: Vec::new(), hasher: DefaultHasher::new() };
+    let database = gathered.country_database(paths, &config, known);
+    gathered.authorities(paths, &config);
+    config.access_log.path = access_log::resolve(&config.access_log.path, |p| paths.resolve(p));
+    let Gathered { resources, inputs: more, mut problems, mut hasher } = gathered;
+    inputs.extend(more);
+    let compiled = compile(&config, &resources, state_of);
+    let (snapshot, warnings) = match compiled {
+        Ok(compiled) if problems.is_empty() => compiled,
+        Ok((_, warnings)) => {
+            problems.extend(warnings);
+            return Err(Failed { problems: problems.into_iter().map(|p| tree.locate(p)).collect(), inputs });
+        }
+        Err(more) => {
+            problems.extend(more);
+            return Err(Failed { problems: problems.into_iter().map(|p| tree.locate(p)).collect(), inputs });
+        }
+    };
+    digest.hash(&mut hasher);
+    digest = hasher.finish();
+    let warnings = warnings.into_iter().map(|p| tree.locate(p)).collect();
+    Ok(Build { config, snapshot, warnings, inputs, digest, database })
+}
+
+struct Gathered {
+    resources: Resources,
+    inputs: Vec<PathBuf>,
+    problems: Vec<Problem>,
+    hasher: DefaultHasher,
+}
+
+impl Gathered {
+    fn country_database(&mut self, paths: &Paths, config: &Config, known: Option<&Database>) -> Option<Database> {
+        let path = paths.resolve(config.client.country_database.as_ref()?);
+        self.inputs.push(path.clone());
+        // Taken before reading: if the file changes in between, the next look finds it changed.
+        let fingerprint = Fingerprint::of(&path);
+        let database = match known.filter(|(of, db)| Some(*of) == fingerprint && db.path == path) {
+            Some((_, known)) => Ok(known.clone()),
+            None => std::fs::read(&path)
+                .map_err(|e| e.to_string())
+                .and_then(|bytes| CountryDatabase::new(path.clone(), bytes))
+                .map(Arc::new),
+        };
+        match (database, fingerprint) {
+            (Ok(database), Some(fingerprint)) => {
+                fingerprint.hash(&mut self.hasher);
+                self.resources.countries = Some(database.clone());
+                Some((fingerprint, database))
+            }
+            (Ok(_), None) => None,
+            (Err(error), _) => {
+                let message = format!("the country database `{}` cannot be used: {error}", path.display());
+                self.problems.push(Problem::error(key_path!["client", "country_database"], message).label("this file"));
+                None
+            }
+        }
+    }
+
+    fn authorities(&mut self, paths: &Paths, config: &Config) {
+        let mut read: HashMap<PathBuf, Result<Arc<[Vec<u8>]>, String>> = HashMap::new();
+        for (name, region) in &config.regions {
+            for (i, upstream) in region.upstreams.iter().enumerate() {
+                let Some(ca) = upstream.options().tls.ca else { continue };
+                let path = paths.resolve(&ca);
+                let found = read.entry(ca.clone()).or_insert_with(|| {
+                    self.inputs.push(path.clone());
+                    certificates(&path)
+                });
+                match found {
+                    Ok(der) => {
+                        der.hash(&mut self.hasher);
+                        self.resources.authorities.insert(ca, der.clone());
+                    }
+                    Err(error) => {
+                        let at = key_path!["regions", name, "upstreams", i, "tls", "ca"];
+                        let message = format!("the authorities in `{}` cannot be used: {error}", path.display());
+                        self.problems.push(Problem::error(at, message).label("this file"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The certificates of a PEM file, each known to parse.
+fn certificates(path: &Path) -> Result<Arc<[Vec<u8>]>, String> {
+    let all = CertificateDer::pem_file_iter(path).map_err(|e| e.to_string())?;
+    let all: Vec<Vec<u8>> = all.map(|c| c.map(|c| c.to_vec())).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+    if all.is_empty() {
+        return Err("there is no certificate in it".to_owned());
+    }
+    for der in &all {
+        x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
+    }
+    Ok(all.into())
+}
+
+/// The configuration in force, and how to replace it.
+#[derive(Debug)]
+pub struct Reloader {
+    paths: Paths,
+    state: Arc<State>,
+    /// Boot settings, which a reload cannot change.
+    boot: Boot,
+    current: SyncMutex<Current>,
+    /// One reload at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Settings of the process itself. Changing one needs a restart.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Boot {
+    /// Where clients connect.
+    pub listeners: Vec<config::Listener>,
+    /// Where operators connect.
+    pub admin: config::Admin,
+}
+
+#[derive(Debug)]
+struct Current {
+    digest: u64,
+    inputs: Vec<PathBuf>,
+    database: Option<Database>,
+}
+
+/// What a reload did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reloaded {
+    /// A new configuration is in force.
+    Swapped,
+    /// Nothing had changed.
+    Unchanged,
+}
+
+impl Boot {
+    fn of(config: &Config) -> Self {
+        Self { listeners: config.listeners.clone(), admin: config.admin.clone() }
+    }
+}
+
+impl Reloader {
+    /// Puts the first configuration in force: `state` was made from `first`.
+    pub fn new(paths: Paths, state: Arc<State>, first: First) -> Arc<Self> {
+        let First { boot, digest, inputs, database } = first;
+        let current = SyncMutex::new(Current { digest, inputs, database });
+        Arc::new(Self { paths, state, boot, current, turn: tokio::sync::Mutex::new(()) })
+    }
+
+    /// The files whose change calls for a reload.
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        self.current.lock().inputs.clone()
+    }
+
+    /// Reads everything again and puts it in force, or says every problem and changes nothing.
+    pub async fn reload(self: &Arc<Self>, trigger: &'static str) -> Result<Reloaded, Vec<Problem>> {
+        let _turn = self.turn.lock().await;
+        let this = self.clone();
+        let result = match tokio::task::spawn_blocking(move || this.build()).await {
+            Ok(Ok(build)) => self.apply(build).await,
+            Ok(Err(failed)) => {
+                // A file that was missing or broken is watched too, for that is where the mending will happen.
+                let mut current = self.current.lock();
+                let new: Vec<_> = failed.inputs.into_iter().filter(|p| !current.inputs.contains(p)).collect();
+                current.inputs.extend(new);
+                Err(failed.problems)
+            }
+            Err(error) => Err(vec![Problem::error(key_path![], format!("the reload itself failed: {error}"))]),
+        };
+        self.report(trigger, &result);
+        result.map(|(reloaded, _)| reloaded)
+    }
+
+    fn build(&self) -> Result<Build, Failed> {
+        let known = self.current.lock().database.clone();
+        let built = build(&self.paths, known.as_ref(), &mut |url| self.state.upstreams.of(url));
+        if built.is_err() {
+            self.state.upstreams.tidy(&self.state.live.load().snapshot);
+        }
+        built
+    }
+
+    async fn apply(&self, build: Build) -> Result<(Reloaded, Vec<Problem>), Vec<Problem>> {
+        let refused = self.refused(&build.config);
+        if !refused.is_empty() {
+            self.state.upstreams.tidy(&self.state.live.load().snapshot);
+            return Err(refused);
+        }
+        if build.digest == self.current.lock().digest {
+            return Ok((Reloaded::Unchanged, build.warnings));
+        }
+        dns::resolve_new(&self.state.upstreams.all()).await;
+        let old = self.state.live.load_full();
+        if build.snapshot.access_log != old.snapshot.access_log {
+            self.state.access_log.retarget(&build.snapshot.access_log).map_err(|e| {
+                let message = format!("the access log `{}` cannot be opened: {e}", build.snapshot.access_log.display());
+                vec![Problem::error(key_path!["access_log", "path"], message)]
+            })?;
+        }
+        let live = Arc::new(Live::new(build.snapshot, &self.state.metrics));
+        self.state.live.store(live.clone());
+        // From here on nothing can fail.
+        self.state.metrics.tidy(&old, &live);
+        self.state.upstreams.tidy(&live.snapshot);
+        *self.current.lock() = Current { digest: build.digest, inputs: build.inputs, database: build.database };
+        Ok((Reloaded::Swapped, build.warnings))
+    }
+
+    /// Boot settings that differ from those the process runs with.
+    fn refused(&self, config: &Config) -> Vec<Problem> {
+        let Boot { listeners, admin } = &self.boot;
+        let mut refused = Vec::new();
+        for (key, same) in [("listeners", *listeners == config.listeners), ("admin", *admin == config.admin)] {
+            if !same {
+                let problem = Problem::error(key_path![key], format!("`{key}` changed: restart needed"));
+                refused.push(problem.hint("restart the process, or put the old value back"));
+            }
+        }
+        refused
+    }
+
+    fn report(&self, trigger: &'static str, result: &Result<(Reloaded, Vec<Problem>), Vec<Problem>>) {
+        let mut status = self.state.reload.lock();
+        let problems = match result {
+            Ok((reloaded, warnings)) => {
+                if *reloaded == Reloaded::Swapped {
+                    status.generation += 1;
+                }
+                tracing::info!(trigger, generation = status.generation, changed = *reloaded == Reloaded::Swapped, "configuration reloaded");
+                warnings
+            }
+            Err(problems) => {
+                tracing::error!(trigger, problems = problems.len(), "the new configuration is refused; the last good one goes on");
+                problems
+            }
+        };
+        for problem in problems {
+            match problem.is_error() {
+                true => tracing::error!("{problem}"),
+                false => tracing::warn!("{problem}"),
+            }
+        }
+        status.at = SystemTime::now();
+        status.trigger = trigger;
+        status.successful = result.is_ok();
+        status.problems = problems.iter().map(Problem::to_json).collect();
+        self.state.metrics.reloaded(status.generation, status.successful);
+    }
+}
+
+/// What a [`Reloader`] has to know of the configuration that the process starts with.
+#[derive(Debug)]
+pub struct First {
+    /// Boot settings.
+    pub boot: Boot,
+    digest: u64,
+    inputs: Vec<PathBuf>,
+    database: Option<Database>,
+}
+
+/// Takes a build apart: the snapshot goes into the state, the rest to the reloader.
+pub fn start(build: Build) -> (Snapshot, First, ReloadStatus) {
+    let Build { config, snapshot, warnings, inputs, digest, database } = build;
+    let status = ReloadStatus {
+        generation: 1,
+        at: SystemTime::now(),
+        trigger: "start",
+        successful: true,
+        problems: warnings.iter().map(Problem::to_json).collect(),
+    };
+    (snapshot, First { boot: Boot::of(&config), digest, inputs, database }, status)
+}

@@ -1,0 +1,111 @@
+//! Every answer that Portolan makes itself: one enum, read for status, body and headers.
+
+use std::time::Duration;
+
+use crate::upstream::{Failure, Plan, Stop};
+
+/// Why Portolan answers in place of an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// No route matches.
+    NoRoute,
+    /// The request cannot be understood (RFC 9110, section 15.5.1).
+    BadRequest,
+    /// No candidate gave a response.
+    AllRegionsUnavailable {
+        /// When to ask again.
+        retry_after: Duration,
+        /// What went wrong last.
+        failure: Option<Failure>,
+    },
+    /// `timeouts.total` ran out.
+    DeadlineExceeded {
+        /// What went wrong last.
+        failure: Option<Failure>,
+    },
+    /// A response was given up for another attempt, and nothing better followed.
+    GivenUp {
+        /// Its status.
+        status: u16,
+    },
+    /// The attempt failed and must not be repeated.
+    NotRepeated {
+        /// What went wrong.
+        failure: Failure,
+    },
+    /// A mistake of ours.
+    Internal,
+}
+
+impl Refusal {
+    /// What to answer once `plan` has ended without a response.
+    pub fn after(plan: &Plan, retry_after: Duration) -> Self {
+        let failure = plan.last_failure();
+        match (plan.stopped, failure, plan.given_up()) {
+            (Some(Stop::Deadline), failure, _) => Self::DeadlineExceeded { failure },
+            (_, _, Some(status)) => Self::GivenUp { status },
+            (Some(Stop::NotIdempotent | Stop::BodyTooLarge), Some(failure), None) => Self::NotRepeated { failure },
+            (_, failure, None) => Self::AllRegionsUnavailable { retry_after, failure },
+        }
+    }
+
+    /// The status code.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::NoRoute => 404,
+            Self::BadRequest => 400,
+            Self::AllRegionsUnavailable { .. } => 503,
+            Self::DeadlineExceeded { .. } => 504,
+            Self::GivenUp { status } => status,
+            Self::NotRepeated { failure } if failure.is_timeout() => 504,
+            Self::NotRepeated { .. } => 502,
+            Self::Internal => 500,
+        }
+    }
+
+    /// The body: safe to show to anybody.
+    pub fn body(self) -> &'static str {
+        match self {
+            Self::NoRoute => "No such route\n",
+            Self::BadRequest => "Bad request\n",
+            Self::AllRegionsUnavailable { .. } => "All regions unavailable",
+            Self::DeadlineExceeded { .. } => "The origin took too long\n",
+            Self::GivenUp { .. } => "The origin failed\n",
+            Self::NotRepeated { failure } if failure.is_timeout() => "The origin took too long\n",
+            Self::NotRepeated { .. } => "The origin failed\n",
+            Self::Internal => "Internal error\n",
+        }
+    }
+
+    /// `Retry-After` in whole seconds, rounded up.
+    pub fn retry_after(self) -> Option<u64> {
+        match self {
+            Self::AllRegionsUnavailable { retry_after, .. } => {
+                Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
+            }
+            Self::NoRoute | Self::BadRequest | Self::DeadlineExceeded { .. } | Self::GivenUp { .. } | Self::NotRepeated { .. } | Self::Internal => None,
+        }
+    }
+
+    /// `Proxy-Status` (RFC 9209): the error, and the region it is about.
+    pub fn proxy_status(self, region: Option<&str>) -> String {
+        let failure = |failure: Option<Failure>, other| failure.map_or(other, Failure::proxy_status);
+        let error = match self {
+            Self::NoRoute => "destination_not_found",
+            Self::BadRequest => "http_request_error",
+            Self::AllRegionsUnavailable { failure: f, .. } => failure(f, "destination_unavailable"),
+            Self::DeadlineExceeded { failure: f } => failure(f, "http_response_timeout"),
+            Self::GivenUp { .. } => "destination_unavailable",
+            Self::NotRepeated { failure } => failure.proxy_status(),
+            Self::Internal => "proxy_internal_error",
+        };
+        let mut value = format!("portolan; error={error}");
+        if let Self::GivenUp { status } = self {
+            value.push_str(&format!("; received-status={status}"));
+        }
+        if let Some(region) = region {
+            value.push_str(&format!("; next-hop=\"{region}\""));
+        }
+        value
+    }
+}

@@ -1,0 +1,97 @@
+//! Everything that outlives a reload, in one place.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+use crate::config::problem::ProblemJson;
+use crate::config::units::UpstreamUrl;
+use crate::observe::RequestDone;
+use crate::observe::access_log::AccessLog;
+use crate::observe::metrics::{Metrics, RegionMetrics, RouteMetrics};
+use crate::regions::health::UpstreamState;
+use crate::snapshot::Snapshot;
+
+/// A snapshot in force, with the metrics of its routes and regions at hand.
+#[derive(Debug)]
+pub struct Live {
+    /// What decisions read.
+    pub snapshot: Snapshot,
+    /// By [`crate::routes::RouteId`].
+    pub routes: Box<[Arc<RouteMetrics>]>,
+    /// By [`crate::regions::RegionId`].
+    pub regions: Box<[Arc<RegionMetrics>]>,
+}
+
+impl Live {
+    /// Looks the metrics up.
+    pub fn new(snapshot: Snapshot, metrics: &Metrics) -> Self {
+        let routes = snapshot.routes.iter().map(|r| metrics.route(&r.name)).collect();
+        let regions = snapshot.regions.iter().map(|r| metrics.region(&r.name)).collect();
+        Self { snapshot, routes, regions }
+    }
+}
+
+/// What is known of each upstream, by address.
+#[derive(Debug, Default)]
+pub struct Upstreams(Mutex<HashMap<UpstreamUrl, Arc<UpstreamState>>>);
+
+impl Upstreams {
+    /// What is known of `url`; nothing yet if it is new.
+    pub fn of(&self, url: &UpstreamUrl) -> Arc<UpstreamState> {
+        self.0.lock().entry(url.clone()).or_insert_with(|| Arc::new(UpstreamState::new(url.clone()))).clone()
+    }
+
+    /// Every upstream.
+    pub fn all(&self) -> Vec<Arc<UpstreamState>> {
+        self.0.lock().values().cloned().collect()
+    }
+
+    /// Forgets upstreams that `snapshot` does not have.
+    pub fn tidy(&self, snapshot: &Snapshot) {
+        self.0.lock().retain(|url, _| snapshot.upstreams().any(|(_, u)| u.url == *url));
+    }
+}
+
+/// How the last reload went.
+#[derive(Debug, Clone)]
+pub struct ReloadStatus {
+    /// How many configurations have been in force.
+    pub generation: u64,
+    /// When the last one was tried.
+    pub at: SystemTime,
+    /// What asked for it: `start`, `file`, `signal` or `admin`.
+    pub trigger: &'static str,
+    /// It is in force.
+    pub successful: bool,
+    /// Its problems, warnings included.
+    pub problems: Vec<ProblemJson>,
+}
+
+/// Everything that outlives a reload.
+#[derive(Debug)]
+pub struct State {
+    /// The snapshot in force.
+    pub live: ArcSwap<Live>,
+    /// Health and addresses.
+    pub upstreams: Upstreams,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// The access log.
+    pub access_log: AccessLog,
+    /// How the last reload went.
+    pub reload: Mutex<ReloadStatus>,
+    /// When the process started.
+    pub started: SystemTime,
+}
+
+impl State {
+    /// Remembers a request that is over.
+    pub fn record(&self, done: &RequestDone<'_>) {
+        self.metrics.record(done);
+        self.access_log.record(done);
+    }
+}

@@ -1,0 +1,5 @@
+//! Work in the background: I/O that no request waits for.
+
+pub mod dns;
+pub mod signals;
+pub mod watch;

@@ -1,0 +1,427 @@
+//! Failover as a value: which upstream next, and what a failure means. It never dials, sleeps or logs.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::failure::{Failure, Stop};
+use crate::regions::health::Standing;
+use crate::regions::steering::{Candidate, Order};
+use crate::regions::{Region, RegionId, Upstream};
+use crate::request::Moment;
+use crate::routes::{Patience, Retry, Timeouts};
+
+/// At most this many attempts go to one region while another candidate is left.
+const PER_REGION: usize = 2;
+
+/// Traffic takes turns and trials; `explain` only looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Traffic.
+    Commit,
+    /// `explain`.
+    Peek,
+}
+
+/// A request's attempts, past and to come, under one deadline.
+#[derive(Debug)]
+pub struct Plan {
+    /// Candidate regions in order.
+    pub order: Order,
+    /// When `timeouts.total` is over.
+    pub deadline: Moment,
+    /// Attempts so far, in order.
+    pub tries: SmallVec<[Try; 4]>,
+    /// Why it ended, once a failure was final.
+    pub stopped: Option<Stop>,
+    /// Which of first byte and idle bounds the wait for the upstream.
+    pub patience: Patience,
+    timeouts: Timeouts,
+    max_tries: usize,
+    may_repeat: bool,
+    mode: Mode,
+}
+
+/// One attempt as it is remembered.
+#[derive(Debug, Clone)]
+pub struct Try {
+    /// The region.
+    pub region: RegionId,
+    /// The upstream, by position in the region.
+    pub upstream: u16,
+    /// When it began.
+    pub started: Moment,
+    /// When it ended, as far as the choice of an upstream goes: with a response header or a failure.
+    pub ended: Moment,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its time was cut by the deadline of the whole request.
+    cut: bool,
+    /// It is the one trial of an ejected upstream.
+    trial: bool,
+    /// It failed on a pooled connection that the upstream had already closed.
+    stale: bool,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is under way, or its client left.
+    Pending,
+    /// A response header came and was passed on.
+    Answered(u16),
+    /// It failed.
+    Failed(Failure),
+    /// It answered, but broke off inside the body.
+    Truncated(u16),
+}
+
+impl Outcome {
+    /// The label in metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Pending => "abandoned",
+            Self::Answered(_) => "ok",
+            Self::Failed(failure) => failure.label(),
+            Self::Truncated(_) => "truncated",
+        }
+    }
+
+    /// The status of the response, if there was one.
+    pub fn status(self) -> Option<u16> {
+        match self {
+            Self::Answered(status) | Self::Truncated(status) | Self::Failed(Failure::Status(status)) => Some(status),
+            Self::Pending | Self::Failed(_) => None,
+        }
+    }
+}
+
+/// What to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// The region.
+    pub region: RegionId,
+    /// The upstream, by position in the region.
+    pub upstream: u16,
+    /// For TCP and TLS.
+    pub connect: Duration,
+    /// For silence of the upstream, before the header and inside the body.
+    pub silence: Duration,
+}
+
+/// Why there is no next attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exhausted(pub Stop);
+
+/// What is known of a failed attempt's request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sent {
+    /// More of the body was sent than can be sent again.
+    pub body_lost: bool,
+    /// The connection came from the pool.
+    pub reused: bool,
+    /// The client was still sending its body.
+    pub body_incomplete: bool,
+}
+
+/// What a failure means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Ask [`Plan::next`] again.
+    Again,
+    /// This was the last attempt.
+    Final(Stop),
+}
+
+impl Plan {
+    /// A plan with nothing tried yet. `may_repeat`: the method is idempotent, or the route says it may be repeated.
+    pub fn new(order: Order, timeouts: Timeouts, retry: &Retry, may_repeat: bool, patience: Patience, now: Moment, mode: Mode) -> Self {
+        let max_tries = retry.attempts.map_or(order.len() + 1, usize::from);
+        Self {
+            order,
+            deadline: now.after(timeouts.total),
+            tries: SmallVec::new(),
+            stopped: None,
+            patience,
+            timeouts,
+            max_tries,
+            may_repeat,
+            mode,
+        }
+    }
+
+    /// The next attempt, remembered as begun at `now`.
+    pub fn next(&mut self, regions: &[Region], now: Moment) -> Result<Attempt, Exhausted> {
+        let attempt = self.start(regions, now);
+        if let Err(Exhausted(stop)) = attempt {
+            self.stopped = Some(stop);
+        }
+        attempt
+    }
+
+    fn start(&mut self, regions: &[Region], now: Moment) -> Result<Attempt, Exhausted> {
+        if self.tries.len() >= self.max_tries {
+            return Err(Exhausted(Stop::Attempts));
+        }
+        let left = self.deadline.since(now);
+        if left.is_zero() {
+            return Err(Exhausted(Stop::Deadline));
+        }
+        let choice = self.take(regions, now).ok_or(Exhausted(Stop::NoCandidate))?;
+        let silence = match self.patience {
+            Patience::FirstByte => self.timeouts.first_byte,
+            Patience::Idle => self.timeouts.idle,
+        };
+        self.tries.push(Try {
+            region: choice.region,
+            upstream: choice.upstream,
+            started: now,
+            ended: now,
+            outcome: Outcome::Pending,
+            cut: left < self.timeouts.connect.max(silence),
+            trial: choice.trial,
+            stale: false,
+        });
+        Ok(Attempt {
+            region: choice.region,
+            upstream: choice.upstream,
+            connect: self.timeouts.connect.min(left),
+            silence: silence.min(left),
+        })
+    }
+
+    /// A response header came: is this status passed on, or given up for another attempt? It must be
+    /// asked before giving one up, for a given-up response is lost.
+    pub fn answered(&mut self, regions: &[Region], retry: &Retry, status: u16, sent: Sent, now: Moment) -> Verdict {
+        if retry.statuses.contains(&status) {
+            let failure = Failure::Status(status);
+            let verdict = self.verdict(regions, failure, sent, now);
+            let outcome = match verdict {
+                Verdict::Again => Outcome::Failed(failure),
+                Verdict::Final(stop) => {
+                    self.stopped = Some(stop);
+                    Outcome::Answered(status)
+                }
+            };
+            self.end(regions, outcome, false, now);
+            return verdict;
+        }
+        self.end(regions, Outcome::Answered(status), true, now);
+        Verdict::Final(Stop::NoCandidate)
+    }
+
+    /// The attempt failed without a response.
+    pub fn failed(&mut self, regions: &[Region], failure: Failure, sent: Sent, now: Moment) -> Verdict {
+        // An upstream may close an idle connection while we send on it; that is no sign of ill health.
+        let stale = failure == Failure::Closed && sent.reused;
+        // Nor is a timeout while the client itself was slow to send.
+        let slow_client = failure == Failure::FirstByteTimeout && sent.body_incomplete;
+        if let Some(last) = self.tries.last_mut() {
+            last.stale = stale;
+        }
+        let innocent = stale || slow_client;
+        self.finish(regions, Outcome::Failed(failure), (!innocent).then_some(false), now);
+        let verdict = self.verdict(regions, failure, sent, now);
+        if let Verdict::Final(stop) = verdict {
+            self.stopped = Some(stop);
+        }
+        verdict
+    }
+
+    /// The upstream broke off inside a body that the client already sees.
+    pub fn truncated(&mut self, regions: &[Region], status: u16, now: Moment) {
+        let ended = self.tries.last().map(|t| t.ended);
+        self.end(regions, Outcome::Truncated(status), false, now);
+        if let (Some(last), Some(ended)) = (self.tries.last_mut(), ended) {
+            last.ended = ended;
+        }
+    }
+
+    /// The request is over; a trial without a verdict is given back.
+    pub fn close(&mut self, regions: &[Region], now: Moment) {
+        if self.tries.last().is_some_and(|t| t.outcome == Outcome::Pending) {
+            self.finish(regions, Outcome::Pending, None, now);
+        }
+    }
+
+    /// All tries, the first included.
+    pub fn max_tries(&self) -> usize {
+        self.max_tries
+    }
+
+    /// For `explain`: the attempt under way gets an answer, whatever it would be.
+    pub fn assume_answered(&mut self, now: Moment) {
+        self.finish(&[], Outcome::Answered(200), None, now);
+    }
+
+    /// The status of a response that was given up, if there was one.
+    pub fn given_up(&self) -> Option<u16> {
+        self.tries.iter().rev().find_map(|t| match t.outcome {
+            Outcome::Failed(Failure::Status(status)) => Some(status),
+            Outcome::Pending | Outcome::Answered(_) | Outcome::Failed(_) | Outcome::Truncated(_) => None,
+        })
+    }
+
+    /// The failure of the last attempt that failed.
+    pub fn last_failure(&self) -> Option<Failure> {
+        self.tries.iter().rev().find_map(|t| match t.outcome {
+            Outcome::Failed(failure) => Some(failure),
+            Outcome::Pending | Outcome::Answered(_) | Outcome::Truncated(_) => None,
+        })
+    }
+
+    /// When the first of the candidates may be worth asking again; at least a second.
+    pub fn retry_after(&self, regions: &[Region], now: Moment) -> Duration {
+        let ends = self.candidates(regions).flat_map(|(_, region)| region.upstreams.iter()).map(|u| match u.state.health.standing(now) {
+            Standing::Ejected { until } => until.since(now),
+            Standing::Usable | Standing::TrialDue => Duration::ZERO,
+        });
+        ends.min().unwrap_or_default().max(Duration::from_secs(1))
+    }
+
+    fn end(&mut self, regions: &[Region], outcome: Outcome, healthy: bool, now: Moment) {
+        self.finish(regions, outcome, Some(healthy), now);
+    }
+
+    fn finish(&mut self, regions: &[Region], outcome: Outcome, healthy: Option<bool>, now: Moment) {
+        let Some(last) = self.tries.last_mut() else { return };
+        last.outcome = outcome;
+        last.ended = now;
+        if self.mode == Mode::Peek {
+            return;
+        }
+        let Some(health) = upstream(regions, last.region, last.upstream).map(|u| &u.state.health) else { return };
+        match healthy {
+            Some(true) => health.success(now),
+            Some(false) => {
+                health.failure(now);
+            }
+            None if last.trial => health.trial_abandoned(),
+            None => {}
+        }
+    }
+
+    fn verdict(&self, regions: &[Region], failure: Failure, sent: Sent, now: Moment) -> Verdict {
+        let out_of_time = self.deadline.since(now).is_zero()
+            || (failure.is_timeout() && self.tries.last().is_some_and(|t| t.cut));
+        let stop = if out_of_time {
+            Some(Stop::Deadline)
+        } else if !failure.nothing_was_sent() && !self.may_repeat {
+            Some(Stop::NotIdempotent)
+        } else if !failure.nothing_was_sent() && sent.body_lost {
+            Some(Stop::BodyTooLarge)
+        } else if self.tries.len() >= self.max_tries {
+            Some(Stop::Attempts)
+        } else if self.choose(regions, now, !matches!(failure, Failure::Status(_))).is_none() {
+            Some(Stop::NoCandidate)
+        } else {
+            None
+        };
+        stop.map_or(Verdict::Again, Verdict::Final)
+    }
+
+    /// Chooses, and takes the turn and the trial that the choice stands for.
+    fn take(&self, regions: &[Region], now: Moment) -> Option<Choice> {
+        let mut choice = self.choose(regions, now, true)?;
+        if self.mode == Mode::Peek {
+            return Some(choice);
+        }
+        while let Some(upstream) = upstream(regions, choice.region, choice.upstream)
+            && choice.trial
+            && !upstream.state.health.claim_trial(now)
+        {
+            // Another request was faster, so the upstream now counts as ejected: the loop ends.
+            choice = self.choose(regions, now, true)?;
+        }
+        if let Some(region) = regions.get(usize::from(choice.region.0)) {
+            region.turn();
+        }
+        Some(choice)
+    }
+
+    /// The best upstream to try now. Its rank is a tuple, and the least wins: in what shape it is, then
+    /// whether its region had its share, then the region's place, then the turn inside the region.
+    ///
+    /// `last_resort` admits upstreams that are ejected or broke a connection of this very request: if
+    /// nothing else is left, trying beats giving up, unless a real response would be given up for it.
+    fn choose(&self, regions: &[Region], now: Moment, last_resort: bool) -> Option<Choice> {
+        if let Some(choice) = self.stale_again(regions) {
+            return Some(choice);
+        }
+        let mut best: Option<(Rank, Choice)> = None;
+        for (place, (id, region)) in self.candidates(regions).enumerate() {
+            let share_used = self.tries.iter().filter(|t| t.region == id).count() >= PER_REGION;
+            // A turn is only taken in the region that is chosen.
+            for (position, upstream) in region.from_turn(region.peek_turn()) {
+                let Some((shape, trial)) = self.shape(id, position, upstream, now) else { continue };
+                let rank = Rank { shape, share_used, place };
+                if (shape > Shape::Usable && !last_resort) || best.as_ref().is_some_and(|(least, _)| *least <= rank) {
+                    continue;
+                }
+                best = Some((rank, Choice { region: id, upstream: position, trial }));
+            }
+            // Regions come in the order of `place`, so nothing later beats a usable one.
+            if best.as_ref().is_some_and(|(rank, _)| rank.shape == Shape::Usable && !rank.share_used) {
+                break;
+            }
+        }
+        let (_, choice) = best?;
+        Some(choice)
+    }
+
+    /// In what shape an upstream is for this request, and whether choosing it is a trial; `None` if it
+    /// is out of the question.
+    fn shape(&self, id: RegionId, position: u16, upstream: &Upstream, now: Moment) -> Option<(Shape, bool)> {
+        let mut earlier = self.tries.iter().filter(|t| t.region == id && t.upstream == position).peekable();
+        if earlier.peek().is_some() {
+            let blips = earlier.all(|t| matches!(t.outcome, Outcome::Failed(f) if f.may_be_a_blip()));
+            return blips.then_some((Shape::BrokeBefore, false));
+        }
+        Some(match upstream.state.health.standing(now) {
+            _ if !upstream.state.is_resolved() => (Shape::Ejected, false),
+            Standing::Usable => (Shape::Usable, false),
+            Standing::TrialDue => (Shape::Usable, true),
+            Standing::Ejected { until: _ } => (Shape::Ejected, false),
+        })
+    }
+
+    /// After a pooled connection turned out to be closed, the same upstream again, at most twice.
+    fn stale_again(&self, regions: &[Region]) -> Option<Choice> {
+        let last = self.tries.last().filter(|t| t.stale)?;
+        let count = self.tries.iter().filter(|t| t.stale).count();
+        upstream(regions, last.region, last.upstream)?;
+        (count <= 2).then_some(Choice { region: last.region, upstream: last.upstream, trial: false })
+    }
+
+    /// The candidates that exist.
+    pub fn candidates<'a>(&self, regions: &'a [Region]) -> impl Iterator<Item = (RegionId, &'a Region)> {
+        self.order.iter().filter_map(|Candidate { region, why: _ }| Some((*region, regions.get(usize::from(region.0))?)))
+    }
+}
+
+/// An upstream by region and position.
+pub fn upstream(regions: &[Region], region: RegionId, position: u16) -> Option<&Upstream> {
+    regions.get(usize::from(region.0))?.upstreams.get(usize::from(position))
+}
+
+/// The order of these is the order of preference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shape {
+    Usable,
+    Ejected,
+    BrokeBefore,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    shape: Shape,
+    share_used: bool,
+    place: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Choice {
+    region: RegionId,
+    upstream: u16,
+    trial: bool,
+}
