@@ -32,4 +32,5 @@ pub mod reload;
 pub mod tasks;
 pub mod admin;
 pub mod proxy;
+pub mod boot;
 pub mod cli;

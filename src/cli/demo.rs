@@ -49,7 +49,7 @@ impl Demo {
             .route("/_demo/fail/{region}", any(fail))
             .route("/_demo/restore/{region}", any(restore))
             .with_state(origins.clone());
-        let work = move || tokio::spawn(async move { origins.start_all() });
+        let work = move || origins.start_all();
         run::run(paths, run::Extra { admin, work: Some(Box::new(work)), ready: Some(welcome) })
     }
 }
@@ -152,7 +152,7 @@ fn welcome(listeners: &[SocketAddr], admin: SocketAddr) {
         step("One in Tokyo by ap_northeast:", &from("202.32.115.1")),
         step("eu_west fails ...", &format!("curl -X POST http://{admin}/_demo/fail/eu_west")),
         step("... and London is served by the next region:", &from("81.2.69.160")),
-        step("It comes back:", &format!("curl -X POST http://{admin}/_demo/restore/eu_west")),
+        step("It comes back, and so does London once it was given a try (5 s after it failed):", &format!("curl -X POST http://{admin}/_demo/restore/eu_west")),
         step("Why was that?", "portolan explain --config config/demo.yaml --ip 127.0.0.1 -H 'X-Forwarded-For: 81.2.69.160' --down eu_west /"),
     ];
     print(&format!("\n{bold}Portolan{off} is serving http://{data}/, before five regions on this machine.\n"));

@@ -1,21 +1,18 @@
 //! `portolan run`: serve until a signal.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 
 use super::{Exit, print_problems};
 use crate::admin::Admin;
+use crate::boot::{Booted, Refused, boot};
 use crate::config::Paths;
-use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::Metrics;
-use crate::proxy::{listen, server};
-use crate::reload::{Reloader, build, start};
-use crate::state::{Live, State, Upstreams};
+use crate::proxy::server;
+use crate::reload::Reloader;
+use crate::state::State;
 use crate::tasks::{dns, signals, watch};
 
 /// What the demo adds to a plain run.
@@ -23,94 +20,52 @@ use crate::tasks::{dns, signals, watch};
 pub struct Extra {
     /// Routes on the admin side.
     pub admin: axum::Router,
-    /// Work beside the control plane's own.
-    pub work: Option<Box<dyn FnOnce() -> tokio::task::JoinHandle<()> + Send + Sync>>,
+    /// Begins work beside the control plane's own.
+    pub work: Option<Box<dyn FnOnce() + Send + Sync>>,
     /// Called once everything listens.
     pub ready: Option<fn(listeners: &[SocketAddr], admin: SocketAddr)>,
 }
 
 pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
     log_to_stderr();
-    let upstreams = Upstreams::default();
-    let built = match build(&paths, None, &mut |url| upstreams.of(url)) {
-        Ok(built) => built,
-        Err(failed) => {
-            print_problems(&failed.problems);
+    let Booted { state, reloader, admin, listeners, admin_listener, warnings } = match boot(paths) {
+        Ok(booted) => booted,
+        Err(Refused::Problems(problems)) => {
+            print_problems(&problems);
             return Ok(Exit::User);
         }
-    };
-    print_problems(&built.warnings);
-
-    // Everything that can be refused is asked for before anything starts.
-    let config = built.config.clone();
-    let mut listeners = Vec::new();
-    for listener in &config.listeners {
-        match listen::bind(listener.address.0) {
-            Ok(listener) => listeners.push(listener),
-            Err(error) => {
-                eprintln!("error: cannot listen on {}: {error}", listener.address.0);
-                return Ok(Exit::User);
-            }
-        }
-    }
-    let admin_listener = match listen::bind(config.admin.address.0) {
-        Ok(listener) => listener,
-        Err(error) => {
-            eprintln!("error: cannot listen on {} (admin): {error}", config.admin.address.0);
+        Err(refused @ (Refused::Listen { .. } | Refused::AccessLog { .. })) => {
+            eprintln!("error: {refused}");
             return Ok(Exit::User);
         }
+        Err(refused @ Refused::Metrics(_)) => return Err(refused.into()),
     };
-    let metrics = Metrics::new()?;
-    let access_log = match AccessLog::open(&built.snapshot.access_log, metrics.log_lines_dropped.clone()) {
-        Ok(log) => log,
-        Err(error) => {
-            eprintln!("error: the access log `{}` cannot be opened: {error}", built.snapshot.access_log.display());
-            return Ok(Exit::User);
-        }
-    };
-
-    let (snapshot, first, status) = start(built);
-    metrics.reloaded(status.generation, status.successful);
-    let state = Arc::new(State {
-        live: ArcSwap::from_pointee(Live::new(snapshot, &metrics)),
-        upstreams,
-        metrics,
-        access_log,
-        reload: Mutex::new(status),
-        started: SystemTime::now(),
-    });
-    let reloader = Reloader::new(paths, state.clone(), first);
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(dns::resolve_new(&state.upstreams.all()));
+    print_problems(&warnings);
+    let resolving = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    resolving.block_on(dns::resolve_new(&state.upstreams.all()));
+    // A slow name is resolved again in the background of the server.
+    resolving.shutdown_background();
 
     let addresses: Vec<_> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
     let admin_address = admin_listener.local_addr()?;
     tracing::info!(listeners = ?addresses, admin = %admin_address, "serving");
-    let admin = Admin::new(state.clone(), reloader.clone(), config.admin);
+    if let Some(ready) = extra.ready {
+        ready(&addresses, admin_address);
+    }
     let background = state.clone();
-    server::run(state, listeners, move || control(background, reloader, admin, admin_listener, extra, addresses));
+    server::run(state, listeners, move || control(background, reloader, admin, admin_listener, extra));
     Ok(Exit::Done)
 }
 
 /// The work in the background, until the runtime ends it.
-async fn control(
-    state: Arc<State>,
-    reloader: Arc<Reloader>,
-    admin: Admin,
-    listener: std::net::TcpListener,
-    extra: Extra,
-    listeners: Vec<SocketAddr>,
-) {
+async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, listener: std::net::TcpListener, extra: Extra) {
     tokio::spawn(dns::refresh(state));
     tokio::spawn(signals::reload_on_hangup(reloader.clone()));
     tokio::spawn(watch::watch(reloader));
-    let _work = extra.work.map(|work| work());
-    let served = async {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        if let (Some(ready), Ok(address)) = (extra.ready, listener.local_addr()) {
-            ready(&listeners, address);
-        }
-        axum::serve(listener, admin.router(extra.admin)).await
-    };
+    if let Some(begin) = extra.work {
+        begin();
+    }
+    let served = async { axum::serve(tokio::net::TcpListener::from_std(listener)?, admin.router(extra.admin)).await };
     if let Err(error) = served.await {
         tracing::error!(%error, "the admin address is lost");
     }
@@ -121,6 +76,6 @@ fn log_to_stderr() {
     // Pingora reports every client that hangs up as an error; what matters of it is in the access log.
     const FILTER: &str = "info,pingora_proxy=off,pingora_core=off,pingora_pool=off";
     let filter = EnvFilter::try_from_env("PORTOLAN_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
-    // A second start in one process (the demo has none, tests may) finds the log in place already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+    let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color).with_target(false).init();
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use maxminddb::{PathElement, Reader, WithinOptions};
+use rustc_hash::FxHashSet;
 
 use super::address::{canonical, is_special};
 use crate::config::units::Country;
@@ -72,11 +73,10 @@ impl CountryDatabase {
     /// Reads a database that is already in memory, and makes sure that every record of it can be read.
     pub fn new(path: PathBuf, bytes: Vec<u8>) -> Result<Self, String> {
         let reader = Reader::from_source(bytes).map_err(|e| e.to_string())?;
-        reader.verify().map_err(|e| e.to_string())?;
         let metadata = reader.metadata();
         let built = metadata.build_time().map_err(|e| e.to_string())?;
         let kind = metadata.database_type.clone();
-        let layout = detect(&reader).ok_or_else(|| {
+        let layout = verify(&reader)?.ok_or_else(|| {
             format!("`{kind}` has no country: looked for country.iso_code, country_code and country")
         })?;
         Ok(Self { reader, layout, path, built, kind })
@@ -115,9 +115,27 @@ fn read(record: &Record<'_>, layout: Layout) -> Result<Option<Country>, maxmindd
     Ok(code.and_then(Country::from_database))
 }
 
-/// The layout of the first record that has a country. Some databases begin with networks that have none.
-fn detect(reader: &Reader<Vec<u8>>) -> Option<Layout> {
-    const RECORDS: usize = 100_000;
-    let records = reader.networks(WithinOptions::default()).ok()?.take(RECORDS).filter_map(Result::ok);
-    records.into_iter().find_map(|record| LAYOUTS.into_iter().find(|layout| matches!(read(&record, *layout), Ok(Some(_)))))
+/// Reads every record once and returns the layout of those that have a country. (The reader's own
+/// `verify` refuses files without a description, which real ones lack.)
+fn verify(reader: &Reader<Vec<u8>>) -> Result<Option<Layout>, String> {
+    // A sound tree of n nodes has at most n + 1 leaves; a cycle would go on for ever.
+    let limit = usize::try_from(reader.metadata().node_count).unwrap_or(usize::MAX).saturating_add(1);
+    let mut seen = FxHashSet::default();
+    let mut layout = None;
+    for (i, record) in reader.networks(WithinOptions::default()).map_err(|e| e.to_string())?.enumerate() {
+        let record = record.map_err(|e| e.to_string())?;
+        if i > limit {
+            return Err("its search tree is not a tree".to_owned());
+        }
+        if !record.offset().is_some_and(|offset| seen.insert(offset)) {
+            continue;
+        }
+        match layout {
+            None => layout = LAYOUTS.into_iter().find(|layout| matches!(read(&record, *layout), Ok(Some(_)))),
+            Some(layout) => {
+                read(&record, layout).map_err(|e| e.to_string())?;
+            }
+        }
+    }
+    Ok(layout)
 }

@@ -8,13 +8,14 @@ use std::time::Duration;
 use pingora::apps::ServerApp;
 use pingora::server::ShutdownWatch;
 use prometheus::IntGauge;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::stream::ClientStream;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
-const BACKLOG: u32 = 4096;
+const BACKLOG: i32 = 4096;
 /// When accepting fails for want of descriptors, trying again at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -73,10 +74,13 @@ impl Drop for Open {
 
 /// Binds without accepting yet, so that a taken port is known before anything else starts.
 pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)?.into_std()
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // A restart must not wait for the last process's connections to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// Accepts until draining begins, each connection in a task of its own.
