@@ -1,0 +1,7 @@
+//! Everything that needs real sockets.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+mod failover;
+mod harness;
+mod identity;
