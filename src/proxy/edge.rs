@@ -108,7 +108,10 @@ impl ProxyHttp for Edge {
     }
 
     async fn early_request_filter(&self, session: &mut Session, _ctx: &mut Context) -> Result<()> {
-        session.set_keepalive(Some(CLIENT_KEEPALIVE));
+        // `None` is the client's wish to close, or ours while draining.
+        if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(CLIENT_KEEPALIVE));
+        }
         Ok(())
     }
 

@@ -29,8 +29,6 @@ pub enum Act {
     Send(Vec<u8>),
     /// Reads the request whole, sends these bytes, and closes.
     SendAndClose(Vec<u8>),
-    /// Reads the request's header only, sends these bytes, and stays open.
-    SendEarly(Vec<u8>),
     /// Reads the request whole and closes.
     Close,
     /// Reads the request's header and resets the connection.
@@ -173,7 +171,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     while let Some(head) = read_head(&mut stream, &mut buffer).await {
         let act = shared.script.lock().pop_front().or_else(|| shared.forever.clone());
         let act = act.unwrap_or_else(|| panic!("a request beyond the script: {head}"));
-        let whole = !matches!(act, Act::SendEarly(_) | Act::Reset);
+        let whole = !matches!(act, Act::Reset);
         let body = if whole { read_body(&head, &mut stream, &mut buffer).await } else { Some(Vec::new()) };
         shared.received.lock().push(Received { head, body: body.clone().unwrap_or_default() });
         shared.changed.notify_waiters();
@@ -181,7 +179,7 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
             return;
         }
         match act {
-            Act::Send(bytes) | Act::SendEarly(bytes) => {
+            Act::Send(bytes) => {
                 if stream.write_all(&bytes).await.is_err() {
                     return;
                 }

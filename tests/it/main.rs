@@ -5,3 +5,6 @@
 mod failover;
 mod harness;
 mod identity;
+mod mmdb;
+mod reload;
+mod streaming;

@@ -1,0 +1,102 @@
+//! Writes small databases in MaxMind's format (MaxMind DB 2.0), in every layout that is read.
+
+/// A database that has one record, `{ key: code }`, for every IPv4 address.
+pub fn flat(key: &str, code: &str) -> Vec<u8> {
+    database(&map(&[(key, text(code))]))
+}
+
+/// A database that has one record in MaxMind's own layout for every IPv4 address.
+pub fn maxmind(outer: &str, code: &str) -> Vec<u8> {
+    database(&map(&[(outer, map(&[("iso_code", text(code))]))]))
+}
+
+fn database(record: &[u8]) -> Vec<u8> {
+    // One node of two 24-bit records; a value of node count + 16 points to the start of the data.
+    let mut bytes = vec![0, 0, 17, 0, 0, 17];
+    bytes.extend([0; 16]);
+    bytes.extend(record);
+    bytes.extend(b"\xab\xcd\xefMaxMind.com");
+    bytes.extend(map(&[
+        ("binary_format_major_version", short(2)),
+        ("binary_format_minor_version", short(0)),
+        ("build_epoch", long(1_700_000_000)),
+        ("database_type", text("Test-Country")),
+        ("description", map(&[("en", text("test"))])),
+        ("ip_version", short(4)),
+        ("languages", vec![0b000_00000, 4]),
+        ("node_count", number(1)),
+        ("record_size", short(24)),
+    ]));
+    bytes
+}
+
+fn text(value: &str) -> Vec<u8> {
+    assert!(value.len() < 29);
+    let mut bytes = vec![0b010_00000 | value.len() as u8];
+    bytes.extend(value.as_bytes());
+    bytes
+}
+
+fn number(value: u32) -> Vec<u8> {
+    let mut bytes = vec![0b110_00100];
+    bytes.extend(value.to_be_bytes());
+    bytes
+}
+
+fn short(value: u16) -> Vec<u8> {
+    let mut bytes = vec![0b101_00010];
+    bytes.extend(value.to_be_bytes());
+    bytes
+}
+
+fn long(value: u64) -> Vec<u8> {
+    // An extended type: its number, less seven, stands in a second byte.
+    let mut bytes = vec![0b000_01000, 9 - 7];
+    bytes.extend(value.to_be_bytes());
+    bytes
+}
+
+fn map(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = vec![0b111_00000 | entries.len() as u8];
+    for (key, value) in entries {
+        bytes.extend(text(key));
+        bytes.extend(value);
+    }
+    bytes
+}
+
+#[test]
+fn every_layout_is_read() {
+    use portolan::client::country::CountryDatabase;
+    for (bytes, expected) in [
+        (flat("country_code", "GB"), Some("GB")),
+        (flat("country", "GB"), Some("GB")),
+        (maxmind("country", "GB"), Some("GB")),
+        (maxmind("registered_country", "GB"), Some("GB")),
+        (flat("country_code", "gb"), Some("GB")),
+        (flat("asn", "AS1"), None),
+        (flat("country_code", "Britain"), None),
+    ] {
+        let database = CountryDatabase::new("test".into(), bytes).ok();
+        let found = database.map(|d| d.lookup("81.2.69.160".parse().unwrap()).0.to_string());
+        assert_eq!(found.as_deref(), expected);
+    }
+}
+
+proptest::proptest! {
+    /// No damage makes it panic.
+    #[test]
+    fn damage_is_an_error_or_an_answer(at in 0usize..400, with: u8, cut in 0usize..400) {
+        use portolan::client::country::CountryDatabase;
+        for mut bytes in [flat("country", "GB"), maxmind("country", "GB")] {
+            let len = bytes.len();
+            bytes[at % len] = with;
+            bytes.truncate(len - cut % len);
+            if let Ok(database) = CountryDatabase::new("test".into(), bytes) {
+                for ip in ["81.2.69.160", "2a00::1", "::ffff:1.2.3.4"] {
+                    database.lookup(ip.parse().unwrap());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Bodies, upgrades and protocols.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::harness::*;
+
+fn to(url: &str) -> String {
+    format!("regions: {{ a: {{ upstreams: [\"{url}\"] }} }}\nroutes: [{{ name: all, timeouts: {{ first_byte: 5s }} }}]\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodiless_answers_stay_bodiless() {
+    let origin = Origin::scripted(vec![
+        Act::Send(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
+        Act::Send(b"HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 10\r\n\r\n".to_vec()),
+        Act::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n".to_vec()),
+    ])
+    .await;
+    let edge = Portolan::start(&to(&origin.url())).await;
+    for (method, status, length) in [("GET", 204, None), ("GET", 304, Some("10")), ("HEAD", 200, Some("10"))] {
+        let answer = edge.request(method, "/", &[], b"").await;
+        assert_eq!((answer.status, answer.header("content-length"), answer.body.len()), (status, length, 0), "{method}");
+    }
+    assert_eq!(origin.connections(), 1, "each leaves the connection fit for the next");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunked_both_ways() {
+    let origin = Origin::always(Act::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec())).await;
+    let edge = Portolan::start(&to(&origin.url())).await;
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    let request = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    let answer = parse(&bytes, false);
+    assert_eq!((answer.text().as_str(), answer.complete), ("hello", true));
+    assert_eq!(origin.received()[0].body, b"abcdefg");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keep_alive_to_clients() {
+    let origin = Origin::always(ok("x")).await;
+    let edge = Portolan::start(&to(&origin.url())).await;
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    let mut buffer = Vec::new();
+    for _ in 0..5 {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let head = read_head(&mut stream, &mut buffer).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert_eq!(read_body(&head, &mut stream, &mut buffer).await.unwrap(), b"x");
+    }
+    // A request may be shorter than HTTP/2's preface; nobody waits for the rest.
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(parse(&bytes, false).text(), "x");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expect_continue_is_answered_by_the_origin() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let origin = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut buffer = Vec::new();
+        let head = read_head(&mut stream, &mut buffer).await.unwrap();
+        assert!(head.to_ascii_lowercase().contains("expect: 100-continue"), "{head}");
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
+        let body = read_body(&head, &mut stream, &mut buffer).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        (stream, body)
+    });
+    let edge = Portolan::start(&to(&url)).await;
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    stream.write_all(b"PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n").await.unwrap();
+    let mut buffer = Vec::new();
+    let head = read_head(&mut stream, &mut buffer).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 100"), "{head}");
+    stream.write_all(b"hello").await.unwrap();
+    let head = read_head(&mut stream, &mut buffer).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(origin.await.unwrap().1, b"hello");
+}
+
+/// A WebSocket is a tunnel after 101; a reload in between leaves it open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_survives_a_reload() {
+    use tokio_tungstenite::tungstenite::Message;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        use futures_util::{SinkExt, StreamExt};
+        while let Some(Ok(message)) = socket.next().await {
+            if message.is_text() {
+                socket.send(Message::text(format!("echo {}", message.to_text().unwrap()))).await.unwrap();
+            }
+        }
+    });
+    use futures_util::{SinkExt, StreamExt};
+    let edge = Portolan::start(&to(&url)).await;
+    let (mut socket, answer) = tokio_tungstenite::connect_async(format!("ws://{}/chat", edge.address)).await.unwrap();
+    assert_eq!(answer.status(), 101);
+    assert_eq!(answer.headers()["portolan-region"], "a");
+    socket.send(Message::text("one")).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap().to_text().unwrap(), "echo one");
+    edge.replace(&to(&url).replace("first_byte: 5s", "first_byte: 4s"));
+    edge.reloader.reload("test").await.unwrap();
+    assert_eq!(edge.state.reload.lock().generation, 2);
+    socket.send(Message::text("two")).await.unwrap();
+    assert_eq!(socket.next().await.unwrap().unwrap().to_text().unwrap(), "echo two");
+    socket.close(None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_sent_events_arrive_as_they_are_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (next, mut sent) = tokio::sync::mpsc::channel::<()>(1);
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut buffer = Vec::new();
+        read_head(&mut stream, &mut buffer).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+        for i in 0..3 {
+            stream.write_all(format!("9\r\ndata: {i}\n\n\r\n").as_bytes()).await.unwrap();
+            // The next event waits until the client has seen this one: nothing may be held back.
+            sent.recv().await;
+        }
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+    });
+    let edge = Portolan::start(&to(&url)).await;
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n").await.unwrap();
+    let mut seen = Vec::new();
+    for i in 0..3 {
+        let event = format!("data: {i}\n\n");
+        let wait = async {
+            while !String::from_utf8_lossy(&seen).contains(&event) {
+                assert_ne!(stream.read_buf(&mut seen).await.unwrap(), 0);
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+        next.send(()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http2_by_prior_knowledge_to_clients_and_to_origins() {
+    // An origin that speaks nothing but HTTP/2.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let told = request.headers().get("portolan-country").unwrap().to_str().unwrap().to_owned();
+                    let answer = http::Response::builder().header("x-told", told).header("x-authority", request.uri().authority().unwrap().as_str());
+                    let mut body = respond.send_response(answer.body(()).unwrap(), false).unwrap();
+                    body.send_data("over h2".into(), true).unwrap();
+                }
+            });
+        }
+    });
+    let edge = Portolan::start(&to(&format!("h2c://{address}"))).await;
+    assert_eq!(edge.get("/", &[("X-Forwarded-For", "81.2.69.160")]).await.header("x-told"), Some("GB"));
+
+    let stream = TcpStream::connect(edge.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..3 {
+        let request = http::Request::get("http://shop.example/x").header("x-forwarded-for", "202.32.115.1").body(()).unwrap();
+        let (answer, _) = client.send_request(request, true).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["x-told"], "JP");
+        assert_eq!(answer.headers()["x-authority"], "shop.example");
+        let mut body = answer.into_body();
+        assert_eq!(body.data().await.unwrap().unwrap(), "over h2");
+    }
+}
+
+/// A certificate authority, and a server's certificate for `name` that it signed.
+fn certificates(name: &str) -> (rcgen::Certificate, Vec<u8>, rcgen::KeyPair) {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let mut params = CertificateParams::new(vec![]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_key = KeyPair::generate().unwrap();
+    let ca = params.self_signed(&ca_key).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let issuer = Issuer::from_params(&params, ca_key);
+    let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    (ca, leaf.der().to_vec(), key)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_upstreams_are_verified() {
+    use std::sync::Arc;
+    use tokio_rustls::rustls::{self, pki_types};
+    let (ca, leaf, key) = certificates("origin.example.com");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.into()], pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    let mut buffer = [0; 4096];
+                    while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntls").await;
+                    }
+                }
+            });
+        }
+    });
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::write(dir.path().join("ca.pem"), ca.pem()).unwrap();
+    let (other, ..) = certificates("origin.example.com");
+    std::fs::write(dir.path().join("other.pem"), other.pem()).unwrap();
+    let ca = |file: &str| dir.path().join(file).display().to_string();
+    for (tls, status) in [
+        (format!("{{ sni: origin.example.com, ca: {} }}", ca("ca.pem")), 200),
+        (format!("{{ sni: wrong.example.com, ca: {} }}", ca("ca.pem")), 503),
+        (format!("{{ sni: origin.example.com, ca: {} }}", ca("other.pem")), 503),
+        ("{ sni: origin.example.com }".to_owned(), 503),
+    ] {
+        let yaml = format!("regions: {{ a: {{ upstreams: [{{ url: \"https://{address}\", tls: {tls} }}] }} }}\nroutes: [{{ name: all }}]\n");
+        let edge = Portolan::start(&yaml).await;
+        let answer = edge.get("/", &[]).await;
+        assert_eq!(answer.status, status, "{tls}: {}", answer.head);
+        let failures = edge.metric("portolan_upstream_attempts_total{outcome=\"tls\",region=\"a\"}").await;
+        assert_eq!(failures, f64::from(u8::from(status != 200)), "{tls}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_upload_is_no_timeout() {
+    let origin = Origin::always(ok("got it")).await;
+    let yaml = to(&origin.url()).replace("first_byte: 5s", "first_byte: 150ms, idle: 20s, total: 300ms");
+    let edge = Portolan::start(&yaml).await;
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+    for _ in 0..5 {
+        stream.write_all(b"3\r\nabc\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(parse(&bytes, false).text(), "got it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_malformed_reaches_an_origin() {
+    let origin = Origin::scripted(vec![]).await;
+    let edge = Portolan::start(&to(&origin.url())).await;
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+        "nonsense\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(edge.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut bytes = Vec::new();
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.unwrap();
+        let answer = parse(&bytes, false);
+        assert!(answer.status == 0 || (400..=505).contains(&answer.status), "{request:?}: {}", answer.head);
+    }
+    assert_eq!(origin.count(), 0);
+}
