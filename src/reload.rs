@@ -15,7 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use crate::client::country::CountryDatabase;
 use crate::config::load::Failed;
 use crate::config::units::UpstreamUrl;
-use crate::config::{self, Config, Loaded, Paths, Problem};
+use crate::config::{self, Config, Paths, Problem};
 use crate::key_path;
 use crate::observe::access_log;
 use crate::regions::health::UpstreamState;
@@ -66,29 +66,27 @@ pub fn build(
     known: Option<&Database>,
     state_of: &mut dyn FnMut(&UpstreamUrl) -> Arc<UpstreamState>,
 ) -> Result<Build, Failed> {
-    let Loaded { mut config, tree, mut inputs, mut digest } = config::load(paths)?;
+    let mut loaded = config::load(paths)?;
     let mut gathered = Gathered { resources: Resources::default(), inputs: Vec::new(), problems: Vec::new(), hasher: DefaultHasher::new() };
-    let database = gathered.country_database(paths, &config, known);
-    gathered.authorities(paths, &config);
-    config.access_log.path = access_log::resolve(&config.access_log.path, |p| paths.resolve(p));
-    let Gathered { resources, inputs: more, mut problems, mut hasher } = gathered;
-    inputs.extend(more);
-    let compiled = compile(&config, &resources, state_of);
-    let (snapshot, warnings) = match compiled {
-        Ok(compiled) if problems.is_empty() => compiled,
-        Ok((_, warnings)) => {
-            problems.extend(warnings);
-            return Err(Failed { problems: problems.into_iter().map(|p| tree.locate(p)).collect(), inputs });
-        }
-        Err(more) => {
-            problems.extend(more);
-            return Err(Failed { problems: problems.into_iter().map(|p| tree.locate(p)).collect(), inputs });
-        }
+    let database = gathered.country_database(paths, &loaded.config, known);
+    gathered.authorities(paths, &loaded.config);
+    let log = &mut loaded.config.access_log.path;
+    *log = access_log::resolve(log, |p| paths.resolve(p));
+    let Gathered { resources, inputs, mut problems, mut hasher } = gathered;
+    let inputs = [std::mem::take(&mut loaded.inputs), inputs].concat();
+    let (snapshot, more) = match compile(&loaded.config, &resources, state_of) {
+        Ok((snapshot, warnings)) => (Some(snapshot), warnings),
+        Err(problems) => (None, problems),
     };
-    digest.hash(&mut hasher);
-    digest = hasher.finish();
-    let warnings = warnings.into_iter().map(|p| tree.locate(p)).collect();
-    Ok(Build { config, snapshot, warnings, inputs, digest, database })
+    problems.extend(more);
+    let problems = loaded.problems(problems);
+    match snapshot {
+        Some(snapshot) if !problems.iter().any(Problem::is_error) => {
+            loaded.digest.hash(&mut hasher);
+            Ok(Build { config: loaded.config, snapshot, warnings: problems, inputs, digest: hasher.finish(), database })
+        }
+        _ => Err(Failed { problems, inputs }),
+    }
 }
 
 struct Gathered {

@@ -106,7 +106,7 @@ pub fn compile(
     }
     if client.country_database.is_none() {
         compiler.problems.push(
-            Problem::warning(key_path!["client"], "without `client.country_database` every client's country is `XX`")
+            Problem::warning(key_path!["client", "country_database"], "without `client.country_database` every client's country is `XX`")
                 .hint("set it to a database in MaxMind's format, such as the shipped geoip/country.mmdb"),
         );
     }

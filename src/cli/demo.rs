@@ -33,9 +33,9 @@ impl Demo {
     pub fn run(self) -> anyhow::Result<Exit> {
         let paths = ConfigArgs { config: self.config, env: None }.paths();
         let loaded = match config::load(&paths) {
-            Ok(loaded) => loaded,
-            Err(failed) => {
-                print_problems(&failed.problems);
+            Ok(loaded) if loaded.problems.is_empty() => loaded,
+            Ok(config::Loaded { problems, .. }) | Err(config::Failed { problems, .. }) => {
+                print_problems(&problems);
                 return Ok(Exit::User);
             }
         };

@@ -2,6 +2,10 @@
 //!
 //! The schema comes from the types, so a key cannot be accepted here and unknown there. Only the part
 //! of JSON Schema that `schemars` writes for those types is understood.
+//!
+//! What comes back beside the problems is the tree as JSON, with a stand-in for each value that cannot
+//! be used: the questions that follow ("is this region defined?") can then be asked of the rest, and
+//! the operator hears all answers at once.
 
 use serde_json::Value as Json;
 
@@ -26,11 +30,11 @@ const LATER: &[&str] = &[
 /// Values that belong to Portolan but not to this version.
 const LATER_VALUES: &[(&str, &[&str])] = &[("routes.*.steering.policy", &["weighted", "latency", "proximity"])];
 
-/// Every problem of `node` under `schema`, in the order of the file.
-pub fn check(node: &Node, schema: &Json) -> Vec<Problem> {
+/// Every problem of `node` under `schema`, in the order of the file, and the tree with stand-ins.
+pub fn check(node: &Node, schema: &Json) -> (Vec<Problem>, Json) {
     let mut checker = Checker { root: schema, problems: Vec::new() };
-    checker.node(node, schema, &KeyPath::default());
-    checker.problems
+    let json = checker.node(node, schema, &KeyPath::default());
+    (checker.problems, json)
 }
 
 struct Checker<'a> {
@@ -39,73 +43,84 @@ struct Checker<'a> {
 }
 
 impl<'a> Checker<'a> {
-    fn node(&mut self, node: &Node, schema: &'a Json, path: &KeyPath) {
+    fn node(&mut self, node: &Node, schema: &'a Json, path: &KeyPath) -> Json {
         let branches = self.branches(schema);
         let Some(schema) = branches.iter().copied().find(|s| accepts(s, &node.value)) else {
             let expected: Vec<_> = branches.iter().filter_map(|s| expected(s)).collect();
             self.unexpected(node, path, &expected.join(" or "));
-            return;
+            return branches.first().map_or(Json::Null, |s| self.stand_in(s));
         };
         match &node.value {
             Value::Map(entries) => self.map(node, entries, schema, path),
-            Value::List(items) => {
-                let min = schema.get("minItems").and_then(Json::as_u64).unwrap_or(0);
-                if (items.len() as u64) < min {
-                    self.add(path, &node.place, "this list is empty".to_owned(), "expected at least one");
-                }
-                if let Some(of) = schema.get("items") {
-                    for (i, item) in items.iter().enumerate() {
-                        self.node(item, of, &path.join(i));
-                    }
-                }
-            }
+            Value::List(items) => self.list(node, items, schema, path),
             Value::Text(text) => {
-                let format = schema.get("format").and_then(Json::as_str).unwrap_or_default();
                 let shown = if text.secret { "its value".to_owned() } else { format!("`{}`", text.value) };
-                if let Err(expected) = check_format(format, &text.value) {
-                    self.add(path, &node.place, format!("{shown} does not fit `{}`", last(path)), &expected);
-                }
                 let options = options(schema);
                 if !options.is_empty() && !options.contains(&text.value.as_str()) {
                     self.option(node, path, &text.value, &shown, &options);
+                    return self.stand_in(schema);
+                }
+                let format = schema.get("format").and_then(Json::as_str).unwrap_or_default();
+                match check_format(format, &text.value) {
+                    Ok(()) => Json::String(text.value.clone()),
+                    Err(expected) => {
+                        self.add(path, &node.place, format!("{shown} does not fit `{}`", last(path)), &expected);
+                        self.stand_in(schema)
+                    }
                 }
             }
-            Value::Number(number) => {
-                let value = number.as_f64().unwrap_or(f64::NAN);
-                let bound = |key| schema.get(key).and_then(Json::as_f64);
-                let (min, max) = (bound("minimum"), bound("maximum"));
-                let whole = schema.get("type").is_some_and(|t| names(t).contains(&"integer"));
-                let outside = min.is_some_and(|m| value < m) || max.is_some_and(|m| value > m);
-                if outside || (whole && value.fract() != 0.0) {
-                    let kind = if whole { "a whole number" } else { "a number" };
-                    let range = match (min, max) {
-                        (Some(min), Some(max)) => format!("expected {kind} from {min} to {max}"),
-                        (Some(min), None) => format!("expected {kind}, at least {min}"),
-                        (None, Some(max)) => format!("expected {kind}, at most {max}"),
-                        (None, None) => format!("expected {kind}"),
-                    };
-                    self.add(path, &node.place, format!("`{number}` does not fit `{}`", last(path)), &range);
-                }
-            }
-            Value::Null | Value::Bool(_) => {}
+            Value::Number(number) => self.number(node, number, schema, path),
+            Value::Null => Json::Null,
+            Value::Bool(value) => Json::Bool(*value),
         }
     }
 
-    fn map(&mut self, node: &Node, entries: &[Entry], schema: &'a Json, path: &KeyPath) {
+    fn list(&mut self, node: &Node, items: &[Node], schema: &'a Json, path: &KeyPath) -> Json {
+        let min = schema.get("minItems").and_then(Json::as_u64).unwrap_or(0);
+        let of = schema.get("items").unwrap_or(&Json::Null);
+        if (items.len() as u64) < min {
+            self.add(path, &node.place, "this list is empty".to_owned(), "expected at least one");
+            return self.stand_in(schema);
+        }
+        items.iter().enumerate().map(|(i, item)| self.node(item, of, &path.join(i))).collect()
+    }
+
+    fn number(&mut self, node: &Node, number: &serde_json::Number, schema: &'a Json, path: &KeyPath) -> Json {
+        let value = number.as_f64().unwrap_or(f64::NAN);
+        let bound = |key| schema.get(key).and_then(Json::as_f64);
+        let (min, max) = (bound("minimum"), bound("maximum"));
+        let whole = schema.get("type").is_some_and(|t| names(t).contains(&"integer"));
+        let outside = min.is_some_and(|m| value < m) || max.is_some_and(|m| value > m);
+        if !outside && (!whole || value.fract() == 0.0) {
+            return Json::Number(number.clone());
+        }
+        let kind = if whole { "a whole number" } else { "a number" };
+        let range = match (min, max) {
+            (Some(min), Some(max)) => format!("expected {kind} from {min} to {max}"),
+            (Some(min), None) => format!("expected {kind}, at least {min}"),
+            (None, Some(max)) => format!("expected {kind}, at most {max}"),
+            (None, None) => format!("expected {kind}"),
+        };
+        self.add(path, &node.place, format!("`{number}` does not fit `{}`", last(path)), &range);
+        self.stand_in(schema)
+    }
+
+    fn map(&mut self, node: &Node, entries: &[Entry], schema: &'a Json, path: &KeyPath) -> Json {
         let properties = schema.get("properties").and_then(Json::as_object);
         let known = || properties.into_iter().flatten().map(|(key, _)| key.as_str());
+        let mut json = serde_json::Map::new();
         for entry in entries {
             let path = path.join(&entry.key);
             let of = properties.and_then(|p| p.get(&entry.key));
             let other = schema.get("additionalProperties").filter(|s| s.is_object());
             match of.or(other) {
                 Some(of) => {
-                    if let Some(format) = schema.pointer("/propertyNames/format").and_then(Json::as_str)
-                        && let Err(expected) = check_format(format, &entry.key)
-                    {
-                        self.add(&path, &entry.place, format!("the key `{}` does not fit", entry.key), &expected);
+                    let value = self.node(&entry.node, of, &path);
+                    let format = schema.pointer("/propertyNames/format").and_then(Json::as_str).unwrap_or_default();
+                    match check_format(format, &entry.key) {
+                        Ok(()) => drop(json.insert(entry.key.clone(), value)),
+                        Err(expected) => self.add(&path, &entry.place, format!("the key `{}` does not fit", entry.key), &expected),
                     }
-                    self.node(&entry.node, of, &path);
                 }
                 None if LATER.iter().any(|later| matches(later, &path)) => {
                     let message = format!("`{}` is not in this version", entry.key);
@@ -128,7 +143,33 @@ impl<'a> Checker<'a> {
             if node.get(key).is_none() {
                 let of = if path.0.is_empty() { "the configuration".to_owned() } else { format!("`{path}`") };
                 self.add(path, &node.place, format!("`{key}` is missing"), &format!("{of} needs `{key}`"));
+                let stand_in = properties.and_then(|p| p.get(key)).map_or(Json::Null, |s| self.stand_in(s));
+                json.insert(key.to_owned(), stand_in);
             }
+        }
+        Json::Object(json)
+    }
+
+    /// A value that `schema` accepts.
+    fn stand_in(&self, schema: &'a Json) -> Json {
+        let Some(schema) = self.branches(schema).first().copied() else { return Json::Null };
+        let given = [schema.get("default"), schema.pointer("/examples/0"), schema.get("minimum")];
+        if let Some(given) = given.into_iter().flatten().find(|v| !v.is_null()) {
+            return given.clone();
+        }
+        let types = schema.get("type").map(names).unwrap_or_default();
+        match types.first() {
+            Some(&"array") => match schema.get("minItems").is_some() {
+                true => Json::Array(schema.get("items").map(|s| self.stand_in(s)).into_iter().collect()),
+                false => Json::Array(Vec::new()),
+            },
+            Some(&"object") => {
+                let required = schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str);
+                let value = |key: &str| schema.get("properties").and_then(|p| p.get(key)).map_or(Json::Null, |s| self.stand_in(s));
+                Json::Object(required.map(|key| (key.to_owned(), value(key))).collect())
+            }
+            Some(&"boolean") => Json::Bool(false),
+            _ => options(schema).first().map_or(Json::Null, |o| Json::String((*o).to_owned())),
         }
     }
 

@@ -39,11 +39,13 @@ impl Paths {
     }
 }
 
-/// A configuration that is well formed; whether it makes sense is the snapshot's question.
+/// A configuration that was read; whether it makes sense is the snapshot's question.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What was typed.
+    /// What was typed, with stand-ins where `problems` say so.
     pub config: Config,
+    /// Everything that is not well formed. If there is any, `config` must not be used, only questioned.
+    pub problems: Vec<Problem>,
     /// Where everything stands.
     pub tree: Node,
     /// Every file that was read so far.
@@ -59,6 +61,18 @@ pub struct Failed {
     pub problems: Vec<Problem>,
     /// The files that were read, or should have been.
     pub inputs: Vec<PathBuf>,
+}
+
+impl Loaded {
+    /// All problems, those found since by asking `config` included, each at its place and in the order
+    /// of the file. A question about a stand-in is not the operator's.
+    pub fn problems(&self, since: Vec<Problem>) -> Vec<Problem> {
+        let stands_in = |p: &Problem| self.problems.iter().any(|own| !own.path.0.is_empty() && p.path.0.starts_with(&own.path.0));
+        let since = since.into_iter().filter(|p| !stands_in(p)).map(|p| self.tree.locate(p));
+        let mut all: Vec<_> = self.problems.iter().cloned().chain(since).collect();
+        all.sort_by_key(|p| p.place.as_ref().map(|place| (place.source.path.clone(), place.span.start)));
+        all
+    }
 }
 
 /// Reads, merges, expands and checks.
@@ -79,18 +93,19 @@ pub fn load(paths: &Paths) -> Result<Loaded, Failed> {
         return Err(Failed { problems, inputs });
     };
     inputs.extend(tree.expand(&mut problems));
-    problems.extend(check(&tree, &schema()));
-    if !problems.is_empty() {
-        return Err(Failed { problems, inputs });
-    }
-    let json = tree.to_json();
+    let (malformed, json) = check(&tree, &schema());
+    // What could not be expanded cannot fit either; saying so twice helps nobody.
+    let told: Vec<_> = problems.iter().map(|p| p.path.clone()).collect();
+    problems.extend(malformed.into_iter().filter(|p| !told.contains(&p.path)));
     let mut digest = DefaultHasher::new();
     json.to_string().hash(&mut digest);
     match Config::deserialize(&json) {
-        Ok(config) => Ok(Loaded { config, tree, inputs, digest: digest.finish() }),
+        Ok(config) => Ok(Loaded { config, problems, tree, inputs, digest: digest.finish() }),
         Err(error) => {
-            let problem = tree.locate(Problem::error(KeyPath::default(), error.to_string()));
-            Err(Failed { problems: vec![problem], inputs })
+            if problems.is_empty() {
+                problems.push(tree.locate(Problem::error(KeyPath::default(), error.to_string())));
+            }
+            Err(Failed { problems, inputs })
         }
     }
 }

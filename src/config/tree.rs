@@ -158,7 +158,13 @@ impl Node {
                 }
                 Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => None,
             };
-            let Some((next, key_place)) = next else { break };
+            let Some((next, key_place)) = next else {
+                // "One or many": the one has no place in a list, but it has one of its own.
+                if !matches!(node.value, Value::Map(_) | Value::List(_)) {
+                    place = &node.place;
+                }
+                break;
+            };
             node = next;
             // A scalar is pointed at itself; a mapping or list by its key, for its span is long.
             let last = depth + 1 == problem.path.0.len();
@@ -167,21 +173,6 @@ impl Node {
         }
         problem.place = Some(first_line(place));
         problem
-    }
-
-    /// The plain value, as serde reads it.
-    pub fn to_json(&self) -> serde_json::Value {
-        use serde_json::Value as Json;
-        match &self.value {
-            Value::Null => Json::Null,
-            Value::Bool(b) => Json::Bool(*b),
-            Value::Number(n) => Json::Number(n.clone()),
-            Value::Text(t) => Json::String(t.value.clone()),
-            Value::List(items) => Json::Array(items.iter().map(Node::to_json).collect()),
-            Value::Map(entries) => {
-                Json::Object(entries.iter().map(|e| (e.key.clone(), e.node.to_json())).collect())
-            }
-        }
     }
 }
 

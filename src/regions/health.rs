@@ -44,8 +44,12 @@ impl UpstreamState {
     /// The next address in turn, if the name is resolved.
     pub fn address(&self) -> Option<SocketAddr> {
         let addresses = self.addresses.load();
-        let turn = self.next.fetch_add(1, Relaxed);
-        addresses.get(turn.checked_rem(addresses.len())?).copied()
+        // Taking turns is for names with several addresses; the usual single one costs no shared write.
+        match addresses.as_slice() {
+            [] => None,
+            [one] => Some(*one),
+            several => several.get(self.next.fetch_add(1, Relaxed) % several.len()).copied(),
+        }
     }
 
     /// Is there an address to connect to?

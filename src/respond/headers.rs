@@ -88,7 +88,9 @@ mod tests {
         for name in IDENTITY {
             assert_eq!(pass(name, false), Pass::Drop, "{name}");
             assert_eq!(pass(&name.replace('-', "_"), false), Pass::Drop, "{name}");
-            assert_eq!(pass(&name.replace('-', "_"), true), Pass::Drop, "a trusted proxy writes dashes: {name}");
+            if name.contains('-') {
+                assert_eq!(pass(&name.replace('-', "_"), true), Pass::Drop, "a trusted proxy writes dashes: {name}");
+            }
             assert_eq!(pass(name, true), Pass::Keep, "{name}");
         }
         for name in ["portolan-country", "portolan-region", "portolan_country", "portolan-anything"] {
