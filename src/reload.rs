@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,30 +14,13 @@ use rustls_pki_types::pem::PemObject;
 use crate::client::country::CountryDatabase;
 use crate::config::load::Failed;
 use crate::config::units::UpstreamUrl;
-use crate::config::{self, Config, Paths, Problem};
+use crate::config::{self, Config, Fingerprint, Input, Paths, Problem};
 use crate::key_path;
 use crate::observe::access_log;
 use crate::regions::health::UpstreamState;
 use crate::snapshot::{Resources, Snapshot, compile};
 use crate::state::{Live, ReloadStatus, State};
 use crate::tasks::dns;
-
-/// A file's identity on disk: enough to see that it was written or replaced, without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Fingerprint {
-    /// Of the file that `path` leads to, through links; `None` if there is none.
-    pub fn of(path: &Path) -> Option<Self> {
-        let meta = std::fs::metadata(path).ok()?;
-        Some(Self { device: meta.dev(), inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
-    }
-}
 
 /// A country database and the file it was read from.
 pub type Database = (Fingerprint, Arc<CountryDatabase>);
@@ -53,7 +35,7 @@ pub struct Build {
     /// Warnings.
     pub warnings: Vec<Problem>,
     /// Every file it was made from.
-    pub inputs: Vec<PathBuf>,
+    pub inputs: Vec<Input>,
     /// A digest of all of them.
     pub digest: u64,
     database: Option<Database>,
@@ -91,7 +73,7 @@ pub fn build(
 
 struct Gathered {
     resources: Resources,
-    inputs: Vec<PathBuf>,
+    inputs: Vec<Input>,
     problems: Vec<Problem>,
     hasher: DefaultHasher,
 }
@@ -99,9 +81,9 @@ struct Gathered {
 impl Gathered {
     fn country_database(&mut self, paths: &Paths, config: &Config, known: Option<&Database>) -> Option<Database> {
         let path = paths.resolve(config.client.country_database.as_ref()?);
-        self.inputs.push(path.clone());
-        // Taken before reading: if the file changes in between, the next look finds it changed.
-        let fingerprint = Fingerprint::of(&path);
+        let input = Input::now(path.clone());
+        let fingerprint = input.seen;
+        self.inputs.push(input);
         let database = match known.filter(|(of, db)| Some(*of) == fingerprint && db.path == path) {
             Some((_, known)) => Ok(known.clone()),
             None => std::fs::read(&path)
@@ -131,7 +113,7 @@ impl Gathered {
                 let Some(ca) = upstream.options().tls.ca else { continue };
                 let path = paths.resolve(&ca);
                 let found = read.entry(ca.clone()).or_insert_with(|| {
-                    self.inputs.push(path.clone());
+                    self.inputs.push(Input::now(path.clone()));
                     certificates(&path)
                 });
                 match found {
@@ -187,7 +169,7 @@ pub struct Boot {
 #[derive(Debug)]
 struct Current {
     digest: u64,
-    inputs: Vec<PathBuf>,
+    inputs: Vec<Input>,
     database: Option<Database>,
 }
 
@@ -214,8 +196,8 @@ impl Reloader {
         Arc::new(Self { paths, state, boot, current, turn: tokio::sync::Mutex::new(()) })
     }
 
-    /// The files whose change calls for a reload.
-    pub fn inputs(&self) -> Vec<PathBuf> {
+    /// The files whose change calls for a reload, as they were when they were read.
+    pub fn inputs(&self) -> Vec<Input> {
         self.current.lock().inputs.clone()
     }
 
@@ -226,10 +208,7 @@ impl Reloader {
         let result = match tokio::task::spawn_blocking(move || this.build()).await {
             Ok(Ok(build)) => self.apply(build).await,
             Ok(Err(failed)) => {
-                // A file that was missing or broken is watched too, for that is where the mending will happen.
-                let mut current = self.current.lock();
-                let new: Vec<_> = failed.inputs.into_iter().filter(|p| !current.inputs.contains(p)).collect();
-                current.inputs.extend(new);
+                self.also_watch(failed.inputs);
                 Err(failed.problems)
             }
             Err(error) => Err(vec![Problem::error(key_path![], format!("the reload itself failed: {error}"))]),
@@ -250,19 +229,23 @@ impl Reloader {
     async fn apply(&self, build: Build) -> Result<(Reloaded, Vec<Problem>), Vec<Problem>> {
         let refused = self.refused(&build.config);
         if !refused.is_empty() {
+            self.also_watch(build.inputs);
             self.state.upstreams.tidy(&self.state.live.load().snapshot);
             return Err(refused);
         }
         if build.digest == self.current.lock().digest {
+            self.current.lock().inputs = build.inputs;
             return Ok((Reloaded::Unchanged, build.warnings));
         }
         dns::resolve_new(&self.state.upstreams.all()).await;
         let old = self.state.live.load_full();
         if build.snapshot.access_log != old.snapshot.access_log {
-            self.state.access_log.retarget(&build.snapshot.access_log).map_err(|e| {
-                let message = format!("the access log `{}` cannot be opened: {e}", build.snapshot.access_log.display());
-                vec![Problem::error(key_path!["access_log", "path"], message)]
-            })?;
+            let log = &build.snapshot.access_log;
+            if let Err(error) = self.state.access_log.retarget(log) {
+                let message = format!("the access log `{}` cannot be opened: {error}", log.display());
+                self.also_watch(build.inputs);
+                return Err(vec![Problem::error(key_path!["access_log", "path"], message)]);
+            }
         }
         let live = Arc::new(Live::new(build.snapshot, &self.state.metrics));
         self.state.live.store(live.clone());
@@ -271,6 +254,15 @@ impl Reloader {
         self.state.upstreams.tidy(&live.snapshot);
         *self.current.lock() = Current { digest: build.digest, inputs: build.inputs, database: build.database };
         Ok((Reloaded::Swapped, build.warnings))
+    }
+
+    /// After a failure: the files that were read now, and those of the configuration in force, for in one
+    /// of them the mending will happen. All are taken as seen, so that only a change tries again.
+    fn also_watch(&self, read: Vec<Input>) {
+        let mut current = self.current.lock();
+        let missed = current.inputs.iter().filter(|old| read.iter().all(|new| new.path != old.path));
+        let missed: Vec<_> = missed.map(|old| Input::now(old.path.clone())).collect();
+        current.inputs = [read, missed].concat();
     }
 
     /// Boot settings that differ from those the process runs with.
@@ -321,7 +313,7 @@ pub struct First {
     /// Boot settings.
     pub boot: Boot,
     digest: u64,
-    inputs: Vec<PathBuf>,
+    inputs: Vec<Input>,
     database: Option<Database>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,44 @@ impl Paths {
     }
 }
 
+/// A file's identity on disk: enough to see that it was written or replaced, without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Of the file that `path` leads to, through links; `None` if there is none.
+    pub fn of(path: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(Self { device: meta.dev(), inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
+    }
+}
+
+/// A file that the configuration is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Input {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it was just before it was read: a change in mid-reading shows as a change since.
+    pub seen: Option<Fingerprint>,
+}
+
+impl Input {
+    /// The file as it is now, to be read next.
+    pub fn now(path: PathBuf) -> Self {
+        Self { seen: Fingerprint::of(&path), path }
+    }
+
+    /// Is it another one than was read?
+    pub fn changed(&self) -> bool {
+        Fingerprint::of(&self.path) != self.seen
+    }
+}
+
 /// A configuration that was read; whether it makes sense is the snapshot's question.
 #[derive(Debug)]
 pub struct Loaded {
@@ -49,7 +88,7 @@ pub struct Loaded {
     /// Where everything stands.
     pub tree: Node,
     /// Every file that was read so far.
-    pub inputs: Vec<PathBuf>,
+    pub inputs: Vec<Input>,
     /// A digest of all that was read and expanded.
     pub digest: u64,
 }
@@ -60,7 +99,7 @@ pub struct Failed {
     /// Every problem, in the order of the files.
     pub problems: Vec<Problem>,
     /// The files that were read, or should have been.
-    pub inputs: Vec<PathBuf>,
+    pub inputs: Vec<Input>,
 }
 
 impl Loaded {
@@ -77,7 +116,7 @@ impl Loaded {
 
 /// Reads, merges, expands and checks.
 pub fn load(paths: &Paths) -> Result<Loaded, Failed> {
-    let mut inputs = paths.files();
+    let mut inputs: Vec<_> = paths.files().into_iter().map(Input::now).collect();
     let mut problems = Vec::new();
     let mut tree: Option<Node> = None;
     for file in paths.files() {

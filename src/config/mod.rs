@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 pub use client::Client;
 pub use listeners::{AccessLog, Admin, Listener, Shutdown};
-pub use load::{Failed, Loaded, Paths, load};
+pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
 pub use problem::{Problem, Severity};
 pub use regions::{Region, Upstream, UpstreamOptions, UpstreamTls};
 pub use routes::{OneOrMany, Policy, Retry, Route, Steering, Timeouts};

@@ -221,7 +221,7 @@ pub struct ProblemJson {
 pub fn nearest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|name| (strsim::damerau_levenshtein(written, name), name))
-        .filter(|(distance, name)| *distance <= 1 + name.len().max(written.len()) / 4)
+        .filter(|(distance, name)| *distance < name.len() && *distance <= 1 + name.len().max(written.len()) / 4)
         .min()
         .map(|(_, name)| name)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span};
 
+use super::load::Input;
 use super::problem::{KeyPath, Place, Problem, Source};
 
 /// A file may be this large, in bytes: a configuration of 10,000 routes is about 2 MiB.
@@ -116,13 +117,13 @@ impl Node {
 
     /// Expands `${env:NAME}` and `${file:PATH}` inside every text. Files are read relative to the
     /// file that names them; one newline at a file's end is dropped. Returns the files that were read.
-    pub fn expand(&mut self, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
+    pub fn expand(&mut self, problems: &mut Vec<Problem>) -> Vec<Input> {
         let mut files = Vec::new();
         self.expand_at(&KeyPath::default(), problems, &mut files);
         files
     }
 
-    fn expand_at(&mut self, path: &KeyPath, problems: &mut Vec<Problem>, files: &mut Vec<PathBuf>) {
+    fn expand_at(&mut self, path: &KeyPath, problems: &mut Vec<Problem>, files: &mut Vec<Input>) {
         match &mut self.value {
             Value::Text(text) => match expand_text(&text.value, &self.place, files) {
                 Ok(Some(value)) => *text = Text { value, secret: true },
@@ -183,7 +184,7 @@ pub fn first_line(place: &Place) -> Place {
     Place { source: place.source.clone(), span: place.span.start..end }
 }
 
-fn expand_text(text: &str, place: &Place, files: &mut Vec<PathBuf>) -> Result<Option<String>, String> {
+fn expand_text(text: &str, place: &Place, files: &mut Vec<Input>) -> Result<Option<String>, String> {
     let mut out = String::new();
     let mut rest = text;
     let mut expanded = false;
@@ -206,9 +207,9 @@ fn expand_text(text: &str, place: &Place, files: &mut Vec<PathBuf>) -> Result<Op
             })?);
         } else {
             let file = beside(&place.source.path, Path::new(name));
+            files.push(Input::now(file.clone()));
             let content = std::fs::read_to_string(&file).map_err(|e| format!("cannot read `{}`: {e}", file.display()))?;
             out.push_str(content.strip_suffix('\n').unwrap_or(&content));
-            files.push(file);
         }
         expanded = true;
         rest = after;

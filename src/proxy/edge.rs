@@ -238,9 +238,12 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
-    async fn response_filter(&self, _session: &mut Session, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
         if response.status.is_informational() && response.status.as_u16() != 101 {
             return Ok(());
+        }
+        if session.is_process_shutting_down() {
+            session.set_keepalive(None);
         }
         response.insert_header(&REQUEST_ID, &ctx.request_id)?;
         if ctx.route().is_some_and(|r| r.region_header)

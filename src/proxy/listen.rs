@@ -19,6 +19,9 @@ const BACKLOG: i32 = 4096;
 /// When accepting fails for want of descriptors, trying again at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// A client that connects and says nothing is let go after this long.
+const FIRST_BYTE: Duration = Duration::from_secs(60);
+
 /// How many connections are open, and whether new ones are welcome.
 #[derive(Debug, Clone)]
 pub struct Connections {
@@ -115,11 +118,20 @@ where
         tracing::debug!(%error, "a connection was lost after it was accepted");
         return;
     }
-    let stream = ClientStream::new(tcp, peer, connections.open());
+    let mut stream = ClientStream::new(tcp, peer, connections.open());
     let app = app.clone();
-    let draining = connections.draining();
+    let mut draining = connections.draining();
     pingora_runtime::current_handle().spawn(async move {
-        app.process_new(Box::new(stream), &draining).await;
+        // Pingora does not look at `draining` before a connection's first byte.
+        let begins = tokio::select! {
+            biased;
+            began = stream.began() => began,
+            _ = draining.wait_for(|d| *d) => false,
+            _ = tokio::time::sleep(FIRST_BYTE) => false,
+        };
+        if begins {
+            app.process_new(Box::new(stream), &draining).await;
+        }
     });
 }
 

@@ -48,6 +48,11 @@ impl ClientStream {
             _open: open,
         }
     }
+
+    /// Waits for the client's first bytes; false if it leaves without any. May be cancelled.
+    pub async fn began(&mut self) -> bool {
+        matches!(self.io.get_mut().read_buf(&mut self.peeked).await, Ok(n) if n > 0)
+    }
 }
 
 impl AsyncRead for ClientStream {

@@ -13,14 +13,13 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::reload::{Fingerprint, Reloader};
+use crate::config::{Fingerprint, Input};
+use crate::reload::Reloader;
 
 /// A change is acted upon when nothing more has changed for this long: a file may be written in pieces.
 const SETTLE: Duration = Duration::from_millis(200);
 /// How often files are looked at without an event.
 const POLL: Duration = Duration::from_secs(5);
-
-type Seen = Vec<(PathBuf, Option<Fingerprint>)>;
 
 /// Watches for ever.
 pub async fn watch(reloader: Arc<Reloader>) {
@@ -32,54 +31,46 @@ pub async fn watch(reloader: Arc<Reloader>) {
     .inspect_err(|error| tracing::warn!(%error, "no file events; files are looked at every {POLL:?}"))
     .ok();
     let mut folders = BTreeSet::new();
-    let mut acted_on = look(&reloader);
     loop {
-        follow(&mut watcher, &mut folders, &reloader.inputs());
+        let inputs = reloader.inputs();
+        follow(&mut watcher, &mut folders, &inputs);
+        if inputs.iter().any(Input::changed) {
+            settle(&inputs).await;
+            // The reloader itself reports how it went.
+            let _ = reloader.reload("file").await;
+            continue;
+        }
         match timeout(POLL, events.recv()).await {
             Ok(Some(())) | Err(_) => {}
             // Without a watcher nobody sends: only the poll is left.
             Ok(None) => tokio::time::sleep(POLL).await,
         }
-        if look(&reloader) == acted_on {
-            continue;
-        }
-        let settled = settle(&reloader).await;
-        // The reloader itself reports how it went.
-        let _ = reloader.reload("file").await;
-        // Files that only this reload brought in are as new as it is.
-        acted_on = look(&reloader).into_iter().map(|(path, now)| match settled.iter().find(|(p, _)| *p == path) {
-            Some(seen) => seen.clone(),
-            None => (path, now),
-        }).collect();
     }
 }
 
 /// Waits until two looks, [`SETTLE`] apart, see the same.
-async fn settle(reloader: &Arc<Reloader>) -> Seen {
-    let mut before = look(reloader);
+async fn settle(inputs: &[Input]) {
+    let look = || inputs.iter().map(|i| Fingerprint::of(&i.path)).collect::<Vec<_>>();
+    let mut before = look();
     loop {
         tokio::time::sleep(SETTLE).await;
-        let now = look(reloader);
+        let now = look();
         if now == before {
-            return now;
+            return;
         }
         before = now;
     }
 }
 
-fn look(reloader: &Arc<Reloader>) -> Seen {
-    reloader.inputs().into_iter().map(|path| (path.clone(), Fingerprint::of(&path))).collect()
-}
-
 /// Watches the folders of all inputs, and of what they link to.
-fn follow(watcher: &mut Option<RecommendedWatcher>, folders: &mut BTreeSet<PathBuf>, inputs: &[PathBuf]) {
+fn follow(watcher: &mut Option<RecommendedWatcher>, folders: &mut BTreeSet<PathBuf>, inputs: &[Input]) {
     let Some(watcher) = watcher else { return };
     let folder = |path: &Path| match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
     let wanted: BTreeSet<_> =
-        inputs.iter().flat_map(|p| [Some(folder(p)), p.canonicalize().ok().map(|p| folder(&p))]).flatten().collect();
+        inputs.iter().flat_map(|i| [Some(folder(&i.path)), i.path.canonicalize().ok().map(|p| folder(&p))]).flatten().collect();
     for gone in folders.difference(&wanted) {
         // It may be gone from the disk as well.
         let _ = watcher.unwatch(gone);

@@ -266,7 +266,6 @@ pub struct Portolan {
     pub admin: SocketAddr,
     pub state: Arc<State>,
     pub reloader: Arc<Reloader>,
-    pub connections: listen::Connections,
     pub dir: TempDir,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -311,7 +310,7 @@ impl Portolan {
         let router = admin.router(axum::Router::new());
         tasks.push(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
         tasks.push(tokio::spawn(portolan::tasks::watch::watch(reloader.clone())));
-        Self { address: address.unwrap(), admin: admin_address, state, reloader, connections, dir, tasks }
+        Self { address: address.unwrap(), admin: admin_address, state, reloader, dir, tasks }
     }
 
     pub fn path(&self, name: &str) -> std::path::PathBuf {

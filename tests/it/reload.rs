@@ -79,7 +79,7 @@ async fn the_admin_side_says_every_problem() {
     assert_eq!(refused.status, 422);
     let body: serde_json::Value = serde_json::from_str(&refused.text()).unwrap();
     let problems = body["problems"].as_array().unwrap();
-    assert_eq!(problems.len(), 2, "{body:#}");
+    assert_eq!(problems.len(), 4, "{body:#}");
     assert!(problems.iter().all(|p| p["line"].as_u64() > Some(0) && p["file"].as_str().is_some()), "{body:#}");
     assert_eq!(edge.get("/", &[]).await.text(), "one");
 }
