@@ -10,6 +10,8 @@
 //! only the ratios travel. `PORTOLAN_BENCH_ROUNDS` (5) and `PORTOLAN_BENCH_SECONDS` (4, per subject and
 //! round) change how long it takes. Needs Debian's nginx, libnginx-mod-http-geoip2 and wrk.
 
+#![expect(clippy::print_stdout, reason = "a bench reports to a terminal")]
+
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -257,7 +259,9 @@ impl<'a> Lab<'a> {
     fn origin(&self, ports: [u16; 5]) -> Result<Process> {
         let body = "x".repeat(BODY);
         let server = |(region, port): (&str, u16)| {
-            format!("server {{ listen 127.0.0.1:{port}; location / {{ add_header X-Origin-Region {region}; return 200 {body}; }} }}\n")
+            format!(
+                "server {{ listen 127.0.0.1:{port}; location / {{ add_header X-Origin-Region {region}; return 200 {body}; }} }}\n"
+            )
         };
         let servers: String = REGIONS.into_iter().zip(ports).map(server).collect();
         self.start_nginx("origin", ORIGIN_CONF, &[("servers", &servers)])?.listening(&ports)

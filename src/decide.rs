@@ -27,6 +27,7 @@ pub struct Decision {
 
 /// What happens to a request.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every request is forwarded, and a box would be its only allocation")]
 pub enum Next {
     /// It is answered here.
     Refuse(Refusal),

@@ -382,7 +382,7 @@ fn refused(refusal: Refusal) -> Answer {
 
 fn seconds(duration: std::time::Duration) -> String {
     let ms = duration.as_millis();
-    if ms % 1_000 == 0 { format!("{}s", ms / 1_000) } else { format!("{ms}ms") }
+    if ms.is_multiple_of(1_000) { format!("{}s", ms / 1_000) } else { format!("{ms}ms") }
 }
 
 impl fmt::Display for Explanation {

@@ -17,20 +17,20 @@
 pub mod config;
 pub mod snapshot;
 
-pub mod request;
 pub mod client;
-pub mod routes;
-pub mod regions;
-pub mod upstream;
-pub mod respond;
 pub mod decide;
 pub mod explain;
 pub mod observe;
+pub mod regions;
+pub mod request;
+pub mod respond;
+pub mod routes;
+pub mod upstream;
 
-pub mod state;
-pub mod reload;
-pub mod tasks;
 pub mod admin;
-pub mod proxy;
 pub mod boot;
 pub mod cli;
+pub mod proxy;
+pub mod reload;
+pub mod state;
+pub mod tasks;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -49,7 +49,8 @@ pub fn build(
     state_of: &mut dyn FnMut(&UpstreamUrl) -> Arc<UpstreamState>,
 ) -> Result<Build, Failed> {
     let mut loaded = config::load(paths)?;
-    let mut gathered = Gathered { resources: Resources::default(), inputs: Vec::new(), problems: Vec::new(), hasher: DefaultHasher::new() };
+    let mut gathered =
+        Gathered { resources: Resources::default(), inputs: Vec::new(), problems: Vec::new(), hasher: DefaultHasher::new() };
     let database = gathered.country_database(paths, &loaded.config, known);
     gathered.authorities(paths, &loaded.config);
     let log = &mut loaded.config.access_log.path;
@@ -107,7 +108,7 @@ impl Gathered {
     }
 
     fn authorities(&mut self, paths: &Paths, config: &Config) {
-        let mut read: HashMap<PathBuf, Result<Arc<[Vec<u8>]>, String>> = HashMap::new();
+        let mut read = HashMap::new();
         for (name, region) in &config.regions {
             for (i, upstream) in region.upstreams.iter().enumerate() {
                 let Some(ca) = upstream.options().tls.ca else { continue };
@@ -285,11 +286,20 @@ impl Reloader {
                 if *reloaded == Reloaded::Swapped {
                     status.generation += 1;
                 }
-                tracing::info!(trigger, generation = status.generation, changed = *reloaded == Reloaded::Swapped, "configuration reloaded");
+                tracing::info!(
+                    trigger,
+                    generation = status.generation,
+                    changed = *reloaded == Reloaded::Swapped,
+                    "configuration reloaded"
+                );
                 warnings
             }
             Err(problems) => {
-                tracing::error!(trigger, problems = problems.len(), "the new configuration is refused; the last good one goes on");
+                tracing::error!(
+                    trigger,
+                    problems = problems.len(),
+                    "the new configuration is refused; the last good one goes on"
+                );
                 problems
             }
         };

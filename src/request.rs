@@ -50,10 +50,7 @@ pub struct Facts<'a> {
 impl Facts<'_> {
     /// Methods whose repetition does no harm (RFC 9110, section 9.2.2).
     pub fn is_idempotent(&self) -> bool {
-        matches!(
-            *self.method,
-            Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-        )
+        matches!(*self.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
     }
 
     /// Exchanges that are silent by nature: upgrades, event streams, and uploads that are large or of
@@ -90,9 +87,14 @@ mod tests {
 
     #[test]
     fn hosts_lose_their_port() {
-        for (authority, host) in
-            [("a.com", "a.com"), ("a.com:80", "a.com"), ("a.com.:80", "a.com"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("", "")]
-        {
+        for (authority, host) in [
+            ("a.com", "a.com"),
+            ("a.com:80", "a.com"),
+            ("a.com.:80", "a.com"),
+            ("[::1]:80", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("", ""),
+        ] {
             assert_eq!(host_name(authority), host);
         }
     }
@@ -104,7 +106,8 @@ mod tests {
                 .iter()
                 .map(|(k, v)| (header::HeaderName::from_static(k), v.parse().unwrap_or(header::HeaderValue::from_static(""))))
                 .collect();
-            Facts { peer: IpAddr::from([127, 0, 0, 1]), method: &method, host: "", path: "/", headers: &headers, has_body }.is_patient()
+            Facts { peer: IpAddr::from([127, 0, 0, 1]), method: &method, host: "", path: "/", headers: &headers, has_body }
+                .is_patient()
         };
         assert!(!case(Method::GET, &[], false));
         assert!(case(Method::GET, &[("upgrade", "websocket")], false));

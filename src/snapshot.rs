@@ -106,8 +106,11 @@ pub fn compile(
     }
     if client.country_database.is_none() {
         compiler.problems.push(
-            Problem::warning(key_path!["client", "country_database"], "without `client.country_database` every client's country is `XX`")
-                .hint("set it to a database in MaxMind's format, such as the shipped geoip/country.mmdb"),
+            Problem::warning(
+                key_path!["client", "country_database"],
+                "without `client.country_database` every client's country is `XX`",
+            )
+            .hint("set it to a database in MaxMind's format, such as the shipped geoip/country.mmdb"),
         );
     }
     let grace = shutdown.grace.0;
@@ -117,7 +120,9 @@ pub fn compile(
         .map(|(name, region)| {
             let upstreams = region.upstreams.iter().enumerate();
             let upstreams = upstreams
-                .map(|(i, upstream)| compiler.upstream(&key_path!["regions", name, "upstreams", i], upstream, resources, state_of))
+                .map(|(i, upstream)| {
+                    compiler.upstream(&key_path!["regions", name, "upstreams", i], upstream, resources, state_of)
+                })
                 .collect();
             Region::new(name.0.as_str().into(), upstreams)
         })
@@ -128,10 +133,7 @@ pub fn compile(
         return Err(compiler.problems);
     }
     let snapshot = Snapshot {
-        trust: Trust {
-            proxies: client.trusted_proxies.iter().map(|n| n.0).collect(),
-            header: client.ip_header.0.clone(),
-        },
+        trust: Trust { proxies: client.trusted_proxies.iter().map(|n| n.0).collect(), header: client.ip_header.0.clone() },
         countries: resources.countries.clone(),
         regions,
         routes,
@@ -230,8 +232,11 @@ impl Compiler<'_> {
                     let taken = names.get(taken.0 as usize).map_or("", String::as_str);
                     let shown = if prefix.is_empty() { "/" } else { prefix };
                     self.problems.push(
-                        Problem::error(path.clone(), format!("host {} with path `{shown}` is taken by route `{taken}`", shown_host(host)))
-                            .hint("routes are chosen by host and path, so each pair may stand once"),
+                        Problem::error(
+                            path.clone(),
+                            format!("host {} with path `{shown}` is taken by route `{taken}`", shown_host(host)),
+                        )
+                        .hint("routes are chosen by host and path, so each pair may stand once"),
                     );
                 }
             }

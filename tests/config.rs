@@ -1,6 +1,6 @@
 //! Bad files, and what is said of them; the shipped files, and that they are good and current.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -99,21 +99,33 @@ routes: [{ name: base, steering: { default: a } }]
     let geo = format!("{}/geoip/country.mmdb", env!("CARGO_MANIFEST_DIR"));
     let file = dir.path().join("portolan.yaml");
     std::fs::write(&file, base.replace("GEO", &geo)).unwrap();
-    std::fs::write(dir.path().join("portolan.production.yaml"), "regions: { a: { upstreams: [http://127.0.0.9:9] }, b: null }\nclient: { trusted_proxies: [10.0.0.0/8] }\n").unwrap();
+    std::fs::write(
+        dir.path().join("portolan.production.yaml"),
+        "regions: { a: { upstreams: [http://127.0.0.9:9] }, b: null }\nclient: { trusted_proxies: [10.0.0.0/8] }\n",
+    )
+    .unwrap();
     std::fs::write(dir.path().join("portolan.broken.yaml"), "regions: { a: { upstream: [] } }\n").unwrap();
     let file = file.display().to_string();
     let explain = |env: &[&str]| {
-        let mut arguments = vec!["explain", "--config", &file, "--ip", "10.1.2.3", "-H", "X-Forwarded-For: 81.2.69.160", "--json"];
+        let mut arguments =
+            vec!["explain", "--config", &file, "--ip", "10.1.2.3", "-H", "X-Forwarded-For: 81.2.69.160", "--json"];
         arguments.extend(env);
         arguments.push("http://x/");
         let output = portolan(&arguments);
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)))
     };
     let plain = explain(&[]);
-    assert_eq!((plain["regions"][0]["upstreams"][0]["url"].as_str(), plain["client"]["ip"].as_str()), (Some("http://127.0.0.1:1"), Some("10.1.2.3")));
+    assert_eq!(
+        (plain["regions"][0]["upstreams"][0]["url"].as_str(), plain["client"]["ip"].as_str()),
+        (Some("http://127.0.0.1:1"), Some("10.1.2.3"))
+    );
     let production = explain(&["--env", "production"]);
     assert_eq!(
-        (production["regions"][0]["upstreams"][0]["url"].as_str(), production["client"]["ip"].as_str(), production["country"]["code"].as_str()),
+        (
+            production["regions"][0]["upstreams"][0]["url"].as_str(),
+            production["client"]["ip"].as_str(),
+            production["country"]["code"].as_str()
+        ),
         (Some("http://127.0.0.9:9"), Some("81.2.69.160"), Some("GB")),
         "what the overlay does not say stays"
     );

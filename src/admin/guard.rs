@@ -92,10 +92,17 @@ mod tests {
 
     #[test]
     fn pages_of_others_change_nothing() {
-        let own = [("host", "127.0.0.1:9901"), ("origin", "http://127.0.0.1:9901"), ("sec-fetch-site", "same-origin"), ("x-portolan-action", "1")];
+        let own = [
+            ("host", "127.0.0.1:9901"),
+            ("origin", "http://127.0.0.1:9901"),
+            ("sec-fetch-site", "same-origin"),
+            ("x-portolan-action", "1"),
+        ];
         assert!(is_browser(&headers(&own)) && is_own_page(&headers(&own)));
         assert!(!is_own_page(&headers(&own[..3])), "a simple form lacks the header");
-        for (k, v) in [("origin", "http://evil.example"), ("origin", "null"), ("sec-fetch-site", "cross-site"), ("sec-fetch-site", "none")] {
+        for (k, v) in
+            [("origin", "http://evil.example"), ("origin", "null"), ("sec-fetch-site", "cross-site"), ("sec-fetch-site", "none")]
+        {
             let mut forged = headers(&own);
             forged.insert(header::HeaderName::from_static(k), header::HeaderValue::from_static(v));
             assert!(!is_own_page(&forged), "{k}: {v}");

@@ -27,7 +27,11 @@ pub fn render(status: &Status) -> String {
 
 fn body(page: &mut String, status: &Status) -> std::fmt::Result {
     let config = &status.config;
-    write!(page, "<h1>Portolan {}</h1><p>Up since {}, {} client connections. ", status.version, status.started, status.connections)?;
+    write!(
+        page,
+        "<h1>Portolan {}</h1><p>Up since {}, {} client connections. ",
+        status.version, status.started, status.connections
+    )?;
     write!(page, "Configuration {} in force. ", config.generation)?;
     match &status.country_database {
         Some(database) => write!(page, "Countries from {}, built {}.", text(&database.kind), database.built)?,
@@ -35,7 +39,10 @@ fn body(page: &mut String, status: &Status) -> std::fmt::Result {
     }
     if !config.last_reload_successful {
         let last = text(&config.last_reload);
-        write!(page, "<div class=banner role=alert><strong class=bad>The configuration read at {last} was refused.</strong> The last good one goes on.")?;
+        write!(
+            page,
+            "<div class=banner role=alert><strong class=bad>The configuration read at {last} was refused.</strong> The last good one goes on."
+        )?;
     }
     if !config.problems.is_empty() {
         page.push_str("<ul>");

@@ -55,7 +55,10 @@ impl Demo {
 }
 
 fn loopback(url: &UpstreamUrl) -> anyhow::Result<SocketAddr> {
-    let ip = url.ip().filter(|ip| ip.is_loopback()).with_context(|| format!("the demo starts its origins on loopback, and {url} is not"))?;
+    let ip = url
+        .ip()
+        .filter(|ip| ip.is_loopback())
+        .with_context(|| format!("the demo starts its origins on loopback, and {url} is not"))?;
     Ok(SocketAddr::new(ip, url.port))
 }
 
@@ -79,7 +82,9 @@ impl Origins {
         for (name, origin) in origins.iter_mut() {
             match Running::start(name, origin.address) {
                 Ok(running) => origin.running = Some(running),
-                Err(error) => tracing::error!(%error, region = name, address = %origin.address, "the demo's origin cannot listen"),
+                Err(error) => {
+                    tracing::error!(%error, region = name, address = %origin.address, "the demo's origin cannot listen")
+                }
             }
         }
     }
@@ -152,10 +157,18 @@ fn welcome(listeners: &[SocketAddr], admin: SocketAddr) {
         step("One in Tokyo by ap_northeast:", &from("202.32.115.1")),
         step("eu_west fails ...", &format!("curl -X POST http://{admin}/_demo/fail/eu_west")),
         step("... and London is served by the next region:", &from("81.2.69.160")),
-        step("It comes back, and so does London once it was given a try (5 s after it failed):", &format!("curl -X POST http://{admin}/_demo/restore/eu_west")),
-        step("Why was that?", "portolan explain --config config/demo.yaml --ip 127.0.0.1 -H 'X-Forwarded-For: 81.2.69.160' --down eu_west /"),
+        step(
+            "It comes back, and so does London once it was given a try (5 s after it failed):",
+            &format!("curl -X POST http://{admin}/_demo/restore/eu_west"),
+        ),
+        step(
+            "Why was that?",
+            "portolan explain --config config/demo.yaml --ip 127.0.0.1 -H 'X-Forwarded-For: 81.2.69.160' --down eu_west /",
+        ),
     ];
     print(&format!("\n{bold}Portolan{off} is serving http://{data}/, before five regions on this machine.\n"));
     print(&steps.join("\n"));
-    print(&format!("  {dim}Status page{off} http://{admin}/   {dim}Metrics{off} http://{admin}/metrics   {dim}Stop with{off} Ctrl-C\n"));
+    print(&format!(
+        "  {dim}Status page{off} http://{admin}/   {dim}Metrics{off} http://{admin}/metrics   {dim}Stop with{off} Ctrl-C\n"
+    ));
 }

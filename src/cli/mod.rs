@@ -120,7 +120,8 @@ fn print_problems(problems: &[Problem]) {
     let errors = problems.iter().filter(|p| p.is_error()).count();
     let warnings = problems.len() - errors;
     let plural = |n: usize, word: &str| if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") };
-    let parts: Vec<_> = [(errors, "error"), (warnings, "warning")].iter().filter(|(n, _)| *n > 0).map(|(n, w)| plural(*n, w)).collect();
+    let parts: Vec<_> =
+        [(errors, "error"), (warnings, "warning")].iter().filter(|(n, _)| *n > 0).map(|(n, w)| plural(*n, w)).collect();
     if !parts.is_empty() {
         eprintln!("{}", parts.join(", "));
     }

@@ -21,6 +21,10 @@ pub fn run(admin: &AdminArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::User);
     }
     let changed = body.get("changed").and_then(Value::as_bool).unwrap_or_default();
-    print(&if changed { format!("configuration {generation} in force") } else { format!("nothing changed, configuration {generation} in force") });
+    print(&if changed {
+        format!("configuration {generation} in force")
+    } else {
+        format!("nothing changed, configuration {generation} in force")
+    });
     Ok(Exit::Done)
 }

@@ -32,7 +32,8 @@ impl StatusCommand {
             None => String::new(),
         };
         print(&format!("portolan {}, up {} s, {} connections", text("/version"), text("/uptime_seconds"), text("/connections")));
-        let outcome = if text("/config/last_reload_successful") == "true" { "in force" } else { "REFUSED, the last good one goes on" };
+        let outcome =
+            if text("/config/last_reload_successful") == "true" { "in force" } else { "REFUSED, the last good one goes on" };
         print(&format!("configuration {}, last read {}: {outcome}", text("/config/generation"), text("/config/last_reload")));
         for problem in status.pointer("/config/problems").and_then(Value::as_array).into_iter().flatten() {
             let field = |key: &str| problem.get(key).and_then(Value::as_str).unwrap_or_default();

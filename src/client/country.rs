@@ -76,9 +76,8 @@ impl CountryDatabase {
         let metadata = reader.metadata();
         let built = metadata.build_time().map_err(|e| e.to_string())?;
         let kind = metadata.database_type.clone();
-        let layout = verify(&reader)?.ok_or_else(|| {
-            format!("`{kind}` has no country: looked for country.iso_code, country_code and country")
-        })?;
+        let layout = verify(&reader)?
+            .ok_or_else(|| format!("`{kind}` has no country: looked for country.iso_code, country_code and country"))?;
         Ok(Self { reader, layout, path, built, kind })
     }
 

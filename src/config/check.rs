@@ -119,7 +119,9 @@ impl<'a> Checker<'a> {
                     let format = schema.pointer("/propertyNames/format").and_then(Json::as_str).unwrap_or_default();
                     match check_format(format, &entry.key) {
                         Ok(()) => drop(json.insert(entry.key.clone(), value)),
-                        Err(expected) => self.add(&path, &entry.place, format!("the key `{}` does not fit", entry.key), &expected),
+                        Err(expected) => {
+                            self.add(&path, &entry.place, format!("the key `{}` does not fit", entry.key), &expected)
+                        }
                     }
                 }
                 None if LATER.iter().any(|later| matches(later, &path)) => {
@@ -165,7 +167,8 @@ impl<'a> Checker<'a> {
             },
             Some(&"object") => {
                 let required = schema.get("required").and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str);
-                let value = |key: &str| schema.get("properties").and_then(|p| p.get(key)).map_or(Json::Null, |s| self.stand_in(s));
+                let value =
+                    |key: &str| schema.get("properties").and_then(|p| p.get(key)).map_or(Json::Null, |s| self.stand_in(s));
                 Json::Object(required.map(|key| (key.to_owned(), value(key))).collect())
             }
             Some(&"boolean") => Json::Bool(false),
@@ -217,9 +220,7 @@ impl<'a> Checker<'a> {
         }
         let alternatives = ["anyOf", "oneOf"].iter().find_map(|k| schema.get(*k)?.as_array());
         match alternatives {
-            Some(list) if list.iter().all(|s| s.get("const").is_none()) => {
-                list.iter().flat_map(|s| self.branches(s)).collect()
-            }
+            Some(list) if list.iter().all(|s| s.get("const").is_none()) => list.iter().flat_map(|s| self.branches(s)).collect(),
             _ => vec![schema],
         }
     }

@@ -150,9 +150,8 @@ pub fn load(paths: &Paths) -> Result<Loaded, Failed> {
 }
 
 fn read(file: &Path) -> Result<Arc<Source>, Problem> {
-    let unreadable = |e: &dyn std::fmt::Display| {
-        Problem::error(KeyPath::default(), format!("cannot read `{}`: {e}", file.display()))
-    };
+    let unreadable =
+        |e: &dyn std::fmt::Display| Problem::error(KeyPath::default(), format!("cannot read `{}`: {e}", file.display()));
     let size = std::fs::metadata(file).map_err(|e| unreadable(&e))?.len();
     if size > MAX_FILE {
         return Err(unreadable(&format!("larger than {} MiB", MAX_FILE >> 20)));

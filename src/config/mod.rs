@@ -5,8 +5,8 @@
 
 pub mod check;
 mod client;
-pub mod load;
 mod listeners;
+pub mod load;
 pub mod problem;
 mod regions;
 mod routes;

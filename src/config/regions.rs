@@ -64,12 +64,9 @@ impl Upstream {
     /// The same with every option filled in.
     pub fn options(&self) -> UpstreamOptions {
         match self {
-            Self::Url(url) => UpstreamOptions {
-                url: url.clone(),
-                weight: default_weight(),
-                host: None,
-                tls: UpstreamTls::default(),
-            },
+            Self::Url(url) => {
+                UpstreamOptions { url: url.clone(), weight: default_weight(), host: None, tls: UpstreamTls::default() }
+            }
             Self::Options(options) => options.clone(),
         }
     }

@@ -154,9 +154,7 @@ impl Node {
         for (depth, step) in problem.path.0.iter().enumerate() {
             let next = match &node.value {
                 Value::Map(_) => node.get(step).map(|e| (&e.node, &e.place)),
-                Value::List(items) => {
-                    step.parse::<usize>().ok().and_then(|i| items.get(i)).map(|n| (n, &n.place))
-                }
+                Value::List(items) => step.parse::<usize>().ok().and_then(|i| items.get(i)).map(|n| (n, &n.place)),
                 Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => None,
             };
             let Some((next, key_place)) = next else {
@@ -283,11 +281,8 @@ impl<'a> Builder<'a> {
             }
             Event::MappingStart(..) => self.mapping(start.start, depth)?,
             Event::Alias(id) => {
-                let mut node = self
-                    .anchors
-                    .get(&id)
-                    .cloned()
-                    .ok_or_else(|| self.problem("this alias refers to itself", start.clone()))?;
+                let mut node =
+                    self.anchors.get(&id).cloned().ok_or_else(|| self.problem("this alias refers to itself", start.clone()))?;
                 self.nodes += count(&node);
                 node.place = self.place(start);
                 return Ok(node);
@@ -321,9 +316,9 @@ impl<'a> Builder<'a> {
     }
 
     fn byte(&self, marker: &granit_parser::Marker) -> usize {
-        marker.byte_offset().unwrap_or_else(|| {
-            self.source.text.char_indices().nth(marker.index()).map_or(self.source.text.len(), |(i, _)| i)
-        })
+        marker
+            .byte_offset()
+            .unwrap_or_else(|| self.source.text.char_indices().nth(marker.index()).map_or(self.source.text.len(), |(i, _)| i))
     }
 
     fn range(&self, span: &Span) -> Range<usize> {

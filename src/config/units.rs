@@ -93,9 +93,9 @@ impl fmt::Display for Span {
         let ms = self.0.as_millis();
         match ms {
             0 => f.write_str("0s"),
-            _ if ms % 3_600_000 == 0 => write!(f, "{}h", ms / 3_600_000),
-            _ if ms % 60_000 == 0 => write!(f, "{}m", ms / 60_000),
-            _ if ms % 1_000 == 0 => write!(f, "{}s", ms / 1_000),
+            _ if ms.is_multiple_of(3_600_000) => write!(f, "{}h", ms / 3_600_000),
+            _ if ms.is_multiple_of(60_000) => write!(f, "{}m", ms / 60_000),
+            _ if ms.is_multiple_of(1_000) => write!(f, "{}s", ms / 1_000),
             _ => write!(f, "{ms}ms"),
         }
     }
@@ -256,7 +256,11 @@ impl FromStr for PathPrefix {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let ok = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b"?#*".iter().all(|x| *x != b));
-        if ok { Ok(Self(text.to_owned())) } else { Err("expected a path prefix such as `/api/`, without wildcards or a query".to_owned()) }
+        if ok {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("expected a path prefix such as `/api/`, without wildcards or a query".to_owned())
+        }
     }
 }
 
@@ -367,8 +371,7 @@ scalar!(Name, "label", "eu_west");
 impl FromStr for Name {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let ok = (1..=64).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+        let ok = (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
         if ok { Ok(Self(text.to_owned())) } else { Err("expected a name of 1 to 64 letters, digits, `_`, `-` or `.`".to_owned()) }
     }
 }
@@ -422,7 +425,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<UpstreamUrl>().map(|u| u.to_string()), Ok(shown.to_owned()), "{text}");
         }
-        for text in ["127.0.0.1:80", "ftp://a", "http://", "http://a/b", "http://u:p@a", "http://a:0", "http://a?b", "http://a:99999"] {
+        for text in
+            ["127.0.0.1:80", "ftp://a", "http://", "http://a/b", "http://u:p@a", "http://a:0", "http://a?b", "http://a:99999"]
+        {
             assert!(text.parse::<UpstreamUrl>().is_err(), "{text}");
         }
     }

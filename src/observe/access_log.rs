@@ -99,7 +99,7 @@ impl AccessLog {
             return;
         }
         let was_empty = {
-            let mut buffer = shared.buffers[thread_slot()].lock();
+            let mut buffer = shared.buffer().lock();
             if buffer.len() >= BUFFER {
                 shared.dropped.inc();
                 return;
@@ -123,7 +123,7 @@ impl Drop for AccessLog {
     }
 }
 
-/// This thread's buffer.
+/// Which buffer is this thread's.
 fn thread_slot() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -133,6 +133,12 @@ fn thread_slot() -> usize {
 }
 
 impl Shared {
+    /// This thread's buffer.
+    fn buffer(&self) -> &Mutex<Vec<u8>> {
+        let [first, ..] = &self.buffers;
+        self.buffers.get(thread_slot()).unwrap_or(first)
+    }
+
     fn write(&self, mut target: Target) {
         let mut batch = Vec::new();
         let mut closing = false;

@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use super::RequestDone;
@@ -25,7 +26,8 @@ const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "
 
 /// Statuses that have a counter at hand; others are looked up.
 const CODES: [u16; 26] = [
-    101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 409, 410, 413, 422, 429, 500, 502, 503, 504,
+    101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 409, 410, 413, 422, 429, 500, 502, 503,
+    504,
 ];
 
 const OUTCOMES: usize = Failure::ALL.len() + 3;
@@ -101,36 +103,52 @@ impl Metrics {
             registry.register(Box::new(vec.clone()))?;
             Ok::<_, prometheus::Error>(vec)
         };
-        let requests = counters("portolan_requests_total", "Requests by route, method and status.", &["route", "method", "code"])?;
+        let requests =
+            counters("portolan_requests_total", "Requests by route, method and status.", &["route", "method", "code"])?;
         let duration = histograms("portolan_request_duration_seconds", "From a request's header to its end.", "route")?;
         let attempts =
             counters("portolan_upstream_attempts_total", "Attempts by region and how they ended.", &["region", "outcome"])?;
-        let upstream_duration =
-            histograms("portolan_upstream_duration_seconds", "From an attempt's start to its response header or failure.", "region")?;
+        let upstream_duration = histograms(
+            "portolan_upstream_duration_seconds",
+            "From an attempt's start to its response header or failure.",
+            "region",
+        )?;
         let failovers = counters(
             "portolan_failovers_total",
             "Requests that moved from one region to another, and why.",
             &["from", "to", "reason"],
         )?;
-        let not_retried =
-            counters("portolan_retries_skipped_total", "Failed attempts that were not followed by another, and why.", &["reason"])?;
+        let not_retried = counters(
+            "portolan_retries_skipped_total",
+            "Failed attempts that were not followed by another, and why.",
+            &["reason"],
+        )?;
         let lookups = counters("portolan_geoip_lookups_total", "Country lookups by result.", &["result"])?;
-        let region_healthy =
-            IntGaugeVec::new(Opts::new("portolan_region_healthy", "1 if at least one upstream of the region is usable."), &["region"])?;
+        let region_healthy = IntGaugeVec::new(
+            Opts::new("portolan_region_healthy", "1 if at least one upstream of the region is usable."),
+            &["region"],
+        )?;
         registry.register(Box::new(region_healthy.clone()))?;
         let build = IntGaugeVec::new(Opts::new("portolan_build_info", "Always 1; the version is a label."), &["version"])?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        let log_lines_dropped = IntCounter::new("portolan_access_log_dropped_total", "Access log lines dropped because the log was slow.")?;
+        let log_lines_dropped =
+            IntCounter::new("portolan_access_log_dropped_total", "Access log lines dropped because the log was slow.")?;
         registry.register(Box::new(log_lines_dropped.clone()))?;
         let unrouted = Arc::new(RouteMetrics::new("_none".into(), &duration));
         Ok(Self {
             not_retried: Stop::ALL.map(|stop| not_retried.with_label_values(&[stop.label()])),
             lookups: LookupResult::ALL.map(|result| lookups.with_label_values(&[result.label()])),
-            database_built: gauge("portolan_geoip_database_build_timestamp_seconds", "When the country database was built; 0 without one.")?,
+            database_built: gauge(
+                "portolan_geoip_database_build_timestamp_seconds",
+                "When the country database was built; 0 without one.",
+            )?,
             generation: gauge("portolan_config_generation", "How many configurations have been in force.")?,
-            reload_successful: gauge("portolan_config_last_reload_successful", "1 if the last configuration read was put in force.")?,
+            reload_successful: gauge(
+                "portolan_config_last_reload_successful",
+                "1 if the last configuration read was put in force.",
+            )?,
             connections: gauge("portolan_connections", "Client connections that are open.")?,
             registry,
             requests,
@@ -226,7 +244,8 @@ impl Metrics {
     /// All metrics in the text format, with what is only known at this moment.
     pub fn render(&self, live: &Live, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
         for region in &live.snapshot.regions {
-            let usable = region.upstreams.iter().any(|u| u.state.is_resolved() && u.state.health.standing(now) == Standing::Usable);
+            let usable =
+                region.upstreams.iter().any(|u| u.state.is_resolved() && u.state.health.standing(now) == Standing::Usable);
             self.region_healthy.with_label_values(&[&region.name]).set(i64::from(usable));
         }
         let built = live.snapshot.countries.as_ref().and_then(|c| c.built.duration_since(UNIX_EPOCH).ok());

@@ -144,7 +144,8 @@ impl ProxyHttp for Edge {
         let plan = ctx.plan().ok_or_else(|| Error::new(ErrorType::InternalError))?;
         loop {
             let attempt = plan.next(regions, clock::now()).map_err(|_| exhausted())?;
-            let chosen = upstream(regions, attempt.region, attempt.upstream).ok_or_else(|| Error::new(ErrorType::InternalError))?;
+            let chosen =
+                upstream(regions, attempt.region, attempt.upstream).ok_or_else(|| Error::new(ErrorType::InternalError))?;
             match chosen.state.address() {
                 Some(address) => return Ok(peers::peer(&attempt, chosen, address, &self.authorities)),
                 None => match plan.failed(regions, Failure::Unresolved, Sent::default(), clock::now()) {
@@ -212,7 +213,12 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
-    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
         let live = ctx.live.clone();
         let Some(route) = ctx.decision.as_ref().and_then(|d| d.route).and_then(|m| live.snapshot.route(m.route)) else {
             return Ok(());
@@ -254,7 +260,14 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
-    fn error_while_proxy(&self, _peer: &HttpPeer, session: &mut Session, mut e: Box<Error>, ctx: &mut Context, reused: bool) -> Box<Error> {
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut e: Box<Error>,
+        ctx: &mut Context,
+        reused: bool,
+    ) -> Box<Error> {
         if std::mem::take(&mut ctx.giving_up) {
             return e;
         }
@@ -283,7 +296,9 @@ impl ProxyHttp for Edge {
         }
         let refusal = match e.esource() {
             ErrorSource::Downstream => match e.etype() {
-                ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout => return nothing(0),
+                ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout => {
+                    return nothing(0);
+                }
                 _ => Refusal::BadRequest,
             },
             ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset => match ctx.planned() {
@@ -381,7 +396,7 @@ fn request_id(session: &Session, trusted_peer: bool) -> HeaderValue {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut random = fastrand::u128(..);
     let id: [u8; 32] = std::array::from_fn(|_| {
-        let digit = DIGITS[(random & 15) as usize];
+        let digit = DIGITS.get((random & 15) as usize).copied().unwrap_or(b'0');
         random >>= 4;
         digit
     });

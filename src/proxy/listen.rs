@@ -101,7 +101,9 @@ where
         };
         match accepted {
             Ok((tcp, peer)) => serve(tcp, peer, &app, &connections),
-            Err(error) if is_about_one_connection(&error) => tracing::debug!(%error, "a connection was lost before it was accepted"),
+            Err(error) if is_about_one_connection(&error) => {
+                tracing::debug!(%error, "a connection was lost before it was accepted")
+            }
             Err(error) => {
                 tracing::error!(%error, "connections cannot be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -139,6 +141,9 @@ where
 fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
     )
 }

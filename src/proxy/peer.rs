@@ -66,7 +66,9 @@ pub fn connect_failure(error: &Error) -> Failure {
     match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Failure::ConnectTimeout,
         ErrorType::ConnectRefused => Failure::ConnectRefused,
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError | ErrorType::TLSWantX509Lookup => Failure::Tls,
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError | ErrorType::TLSWantX509Lookup => {
+            Failure::Tls
+        }
         _ => Failure::ConnectFailed,
     }
 }

@@ -85,13 +85,11 @@ fn schedule(weights: &[u32]) -> Box<[u16]> {
     let mut current = vec![0i64; weights.len()];
     (0..sum)
         .map(|_| {
-            let mut best = 0;
-            for (i, weight) in weights.iter().enumerate() {
-                current[i] += weight;
-                if current[i] > current[best] {
-                    best = i;
-                }
+            for (gained, weight) in current.iter_mut().zip(&weights) {
+                *gained += weight;
             }
+            // Of equals the first: `max_by_key` would take the last.
+            let best = current.iter().enumerate().rev().max_by_key(|(_, gained)| **gained).map_or(0, |(i, _)| i);
             if let Some(paid) = current.get_mut(best) {
                 *paid -= sum;
             }

@@ -83,7 +83,12 @@ impl Refusal {
             Self::AllRegionsUnavailable { retry_after, .. } => {
                 Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
             }
-            Self::NoRoute | Self::BadRequest | Self::DeadlineExceeded { .. } | Self::GivenUp { .. } | Self::NotRepeated { .. } | Self::Internal => None,
+            Self::NoRoute
+            | Self::BadRequest
+            | Self::DeadlineExceeded { .. }
+            | Self::GivenUp { .. }
+            | Self::NotRepeated { .. }
+            | Self::Internal => None,
         }
     }
 

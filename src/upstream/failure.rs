@@ -80,7 +80,9 @@ impl Failure {
     pub fn may_be_a_blip(self) -> bool {
         match self {
             Self::ConnectRefused | Self::ConnectFailed | Self::Closed => true,
-            Self::Unresolved | Self::ConnectTimeout | Self::Tls | Self::FirstByteTimeout | Self::Invalid | Self::Status(_) => false,
+            Self::Unresolved | Self::ConnectTimeout | Self::Tls | Self::FirstByteTimeout | Self::Invalid | Self::Status(_) => {
+                false
+            }
         }
     }
 

@@ -135,7 +135,15 @@ pub enum Verdict {
 
 impl Plan {
     /// A plan with nothing tried yet. `may_repeat`: the method is idempotent, or the route says it may be repeated.
-    pub fn new(order: Order, timeouts: Timeouts, retry: &Retry, may_repeat: bool, patience: Patience, now: Moment, mode: Mode) -> Self {
+    pub fn new(
+        order: Order,
+        timeouts: Timeouts,
+        retry: &Retry,
+        may_repeat: bool,
+        patience: Patience,
+        now: Moment,
+        mode: Mode,
+    ) -> Self {
         let max_tries = retry.attempts.map_or(order.len() + 1, usize::from);
         Self {
             order,
@@ -272,9 +280,11 @@ impl Plan {
 
     /// When the first of the candidates may be worth asking again; at least a second.
     pub fn retry_after(&self, regions: &[Region], now: Moment) -> Duration {
-        let ends = self.candidates(regions).flat_map(|(_, region)| region.upstreams.iter()).map(|u| match u.state.health.standing(now) {
-            Standing::Ejected { until } => until.since(now),
-            Standing::Usable | Standing::TrialDue => Duration::ZERO,
+        let ends = self.candidates(regions).flat_map(|(_, region)| region.upstreams.iter()).map(|u| {
+            match u.state.health.standing(now) {
+                Standing::Ejected { until } => until.since(now),
+                Standing::Usable | Standing::TrialDue => Duration::ZERO,
+            }
         });
         ends.min().unwrap_or_default().max(Duration::from_secs(1))
     }
@@ -302,8 +312,8 @@ impl Plan {
     }
 
     fn verdict(&self, regions: &[Region], failure: Failure, sent: Sent, now: Moment) -> Verdict {
-        let out_of_time = self.deadline.since(now).is_zero()
-            || (failure.is_timeout() && self.tries.last().is_some_and(|t| t.cut));
+        let out_of_time =
+            self.deadline.since(now).is_zero() || (failure.is_timeout() && self.tries.last().is_some_and(|t| t.cut));
         let stop = if out_of_time {
             Some(Stop::Deadline)
         } else if !failure.nothing_was_sent() && !self.may_repeat {

@@ -13,7 +13,9 @@ async fn traffic_goes_where_explain_says() {
     let mut regions = String::new();
     for name in names {
         // The last region is dead, so that failover is part of it.
-        let url = if name == "ap" { format!("http://{}", refused()) } else {
+        let url = if name == "ap" {
+            format!("http://{}", refused())
+        } else {
             let origin = Origin::always(ok(name)).await;
             let url = origin.url();
             origins.push(origin);
@@ -31,7 +33,8 @@ async fn traffic_goes_where_explain_says() {
 "
     ))
     .await;
-    let hosts = prop::sample::select(vec!["api.example.com", "x.example.com", "API.Example.com:80", "only.example.com", "other.org"]);
+    let hosts =
+        prop::sample::select(vec!["api.example.com", "x.example.com", "API.Example.com:80", "only.example.com", "other.org"]);
     let paths = prop::sample::select(vec!["/", "/api", "/api/v2/x", "/apix", "/dead/1", "/dead", "/a/../b", "/%61pi"]);
     let methods = prop::sample::select(vec!["GET", "PUT", "POST", "DELETE", "OPTIONS"]);
     let client = prop_oneof![
@@ -50,7 +53,8 @@ async fn traffic_goes_where_explain_says() {
             "ip": "127.0.0.1", "method": method, "url": path, "down": ["ap"],
             "headers": [["Host", host], ["X-Forwarded-For", client]],
         });
-        let asked = send(edge.admin, "POST", "/explain", &[("Content-Type", "application/json")], question.to_string().as_bytes()).await;
+        let asked =
+            send(edge.admin, "POST", "/explain", &[("Content-Type", "application/json")], question.to_string().as_bytes()).await;
         let said: serde_json::Value = serde_json::from_str(&asked.text()).unwrap();
         let got = edge.request(method, path, &[("Host", host), ("X-Forwarded-For", &client)], b"").await;
         let case = format!("{method} {host}{path} for {client}: {said:#}\n{}", got.head);

@@ -33,7 +33,16 @@ async fn connection_refused_moves_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_before_a_response_moves_a_get_on() {
-    for fault in [Act::Close, Act::Reset, Act::Hang, status(502, ""), status(503, "busy"), status(504, ""), Act::SendAndClose(b"HTTP/1.1 200 OK\r\nContent-".to_vec()), Act::SendAndClose(b"nonsense\r\n\r\n".to_vec())] {
+    for fault in [
+        Act::Close,
+        Act::Reset,
+        Act::Hang,
+        status(502, ""),
+        status(503, "busy"),
+        status(504, ""),
+        Act::SendAndClose(b"HTTP/1.1 200 OK\r\nContent-".to_vec()),
+        Act::SendAndClose(b"nonsense\r\n\r\n".to_vec()),
+    ] {
         let us = Origin::scripted(vec![fault.clone()]).await;
         let eu = Origin::scripted(vec![ok("eu")]).await;
         let edge = Portolan::start(&two(&us.url(), &eu.url(), "")).await;
@@ -77,7 +86,10 @@ async fn the_final_attempts_response_passes_untouched() {
     let edge = Portolan::start(&two(&us.url(), &eu.url(), "")).await;
     let answer = edge.get("/", &[]).await;
     assert_eq!((answer.status, answer.text().as_str(), answer.region()), (503, "eu is busy", "eu_west"));
-    assert_eq!((answer.header("x-own"), answer.header("retry-after"), answer.header("proxy-status")), (Some("kept"), Some("7"), None));
+    assert_eq!(
+        (answer.header("x-own"), answer.header("retry-after"), answer.header("proxy-status")),
+        (Some("kept"), Some("7"), None)
+    );
     us.done();
     eu.done();
 }
@@ -270,10 +282,12 @@ async fn a_failing_region_is_skipped_and_comes_back_by_one_trial() {
     assert_eq!(edge.metric(tried).await, 3.0);
 
     let us = Origin::at(dead, vec![], Some(ok("us"))).await;
-    edge.until("us_east had its trial", |_| us.count() > 0 || {
-        let (address, runtime) = (edge.address, tokio::runtime::Handle::current());
-        runtime.spawn(async move { send(address, "GET", "/", &[], b"").await });
-        false
+    edge.until("us_east had its trial", |_| {
+        us.count() > 0 || {
+            let (address, runtime) = (edge.address, tokio::runtime::Handle::current());
+            runtime.spawn(async move { send(address, "GET", "/", &[], b"").await });
+            false
+        }
     })
     .await;
     edge.until("us_east is healthy again", |s| {
@@ -341,11 +355,8 @@ async fn a_client_that_leaves_is_not_the_upstreams_fault() {
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_spread_requests_inside_a_region() {
     let (a, b) = (Origin::always(ok("a")).await, Origin::always(ok("b")).await);
-    let yaml = format!(
-        "regions: {{ us: {{ upstreams: [{{ url: \"{}\", weight: 3 }}, \"{}\"] }} }}\nroutes: [{{}}]\n",
-        a.url(),
-        b.url()
-    );
+    let yaml =
+        format!("regions: {{ us: {{ upstreams: [{{ url: \"{}\", weight: 3 }}, \"{}\"] }} }}\nroutes: [{{}}]\n", a.url(), b.url());
     let edge = Portolan::start(&yaml).await;
     for _ in 0..40 {
         assert_eq!(edge.get("/", &[]).await.status, 200);

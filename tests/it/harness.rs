@@ -57,7 +57,12 @@ pub struct Received {
 impl Received {
     /// All values of a header.
     pub fn all(&self, name: &str) -> Vec<&str> {
-        self.head.lines().filter_map(|l| l.split_once(": ")).filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v).collect()
+        self.head
+            .lines()
+            .filter_map(|l| l.split_once(": "))
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v)
+            .collect()
     }
 
     /// The one value of a header.
@@ -220,7 +225,10 @@ pub async fn read_head(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<S
 /// Reads a body as its header frames it; `None` if the connection ends inside it.
 pub async fn read_body(head: &str, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
     let value = |name: &str| {
-        head.lines().filter_map(|l| l.split_once(':')).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim().to_owned())
+        head.lines()
+            .filter_map(|l| l.split_once(':'))
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.trim().to_owned())
     };
     if value("transfer-encoding").is_some() {
         let mut body = Vec::new();

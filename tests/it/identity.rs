@@ -85,7 +85,9 @@ async fn a_stranger_forges_nothing() {
     ] {
         assert_eq!(received.one(name), Some(value), "{name}");
     }
-    for name in ["x-forwarded-port", "forwarded", "x-real-ip", "true-client-ip", "x_forwarded_for", "x-forwarded_for", "portolan_country"] {
+    for name in
+        ["x-forwarded-port", "forwarded", "x-real-ip", "true-client-ip", "x_forwarded_for", "x-forwarded_for", "portolan_country"]
+    {
         assert_eq!(received.all(name), Vec::<&str>::new(), "{name}");
     }
     assert_eq!(received.one("x-request-id").unwrap().len(), 32);

@@ -154,13 +154,19 @@ async fn status_and_reload_talk_to_it() {
     let json = program.command(&["status", "--json"], None);
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&json.stdout).unwrap()["regions"][0]["name"], "a");
     let reload = program.command(&["reload"], None);
-    assert_eq!((reload.status.code(), String::from_utf8(reload.stdout).unwrap().as_str()), (Some(0), "nothing changed, configuration 1 in force\n"));
+    assert_eq!(
+        (reload.status.code(), String::from_utf8(reload.stdout).unwrap().as_str()),
+        (Some(0), "nothing changed, configuration 1 in force\n")
+    );
     replace(&program.dir.path().join("portolan.yaml"), "regions: {}\n");
     let reload = program.command(&["reload"], None);
     let said = String::from_utf8(reload.stderr).unwrap();
     assert_eq!(reload.status.code(), Some(1));
     assert!(said.contains("portolan.yaml:1:1: `routes` is missing") && said.contains("configuration 1 goes on"), "{said}");
-    let nobody = Command::new(env!("CARGO_BIN_EXE_portolan")).args(["status", "--admin", &format!("http://{}", refused())]).output().unwrap();
+    let nobody = Command::new(env!("CARGO_BIN_EXE_portolan"))
+        .args(["status", "--admin", &format!("http://{}", refused())])
+        .output()
+        .unwrap();
     assert_eq!(nobody.status.code(), Some(2));
 }
 
@@ -170,10 +176,13 @@ async fn the_admin_token_is_asked_for() {
     let dir = tempfile::TempDir::new().unwrap();
     let token = dir.path().join("admin.token");
     std::fs::write(&token, "s3cret\n").unwrap();
-    let yaml = whole(&to(&origin.url())).replace("\"127.0.0.2:0\"", &format!("\"127.0.0.2:0\", token: \"${{file:{}}}\"", token.display()));
+    let yaml = whole(&to(&origin.url()))
+        .replace("\"127.0.0.2:0\"", &format!("\"127.0.0.2:0\", token: \"${{file:{}}}\"", token.display()));
     std::fs::write(dir.path().join("portolan.yaml"), yaml).unwrap();
     let edge = Portolan::in_dir(dir).await;
-    for (path, status) in [("/healthz", 200), ("/readyz", 200), ("/metrics", 401), ("/status.json", 401), ("/", 401), ("/reload", 401)] {
+    for (path, status) in
+        [("/healthz", 200), ("/readyz", 200), ("/metrics", 401), ("/status.json", 401), ("/", 401), ("/reload", 401)]
+    {
         assert_eq!(edge.admin("GET", path).await.status, status, "{path}");
     }
     for (header, status) in [("Bearer s3cret", 200), ("Bearer wrong", 401), ("Basic s3cret", 401)] {
@@ -203,7 +212,7 @@ async fn the_admin_side_is_not_on_the_data_port_and_not_for_strangers() {
     ] {
         assert_eq!(send(edge.admin, "POST", "/reload", &headers, b"").await.status, status, "{headers:?}");
     }
-    let question = format!("{{\"ip\":\"127.0.0.1\",\"url\":\"http://x/\",\"headers\":[[\"X-Forwarded-For\",\"81.2.69.160\"]],\"down\":[\"a\"]}}");
+    let question = r#"{"ip":"127.0.0.1","url":"http://x/","headers":[["X-Forwarded-For","81.2.69.160"]],"down":["a"]}"#;
     let explained = send(edge.admin, "POST", "/explain", &[("Content-Type", "application/json")], question.as_bytes()).await;
     let explained: serde_json::Value = serde_json::from_str(&explained.text()).unwrap();
     assert_eq!((explained["country"]["code"].as_str(), explained["answer"]["status"].as_u64()), (Some("GB"), Some(503)));
@@ -226,7 +235,11 @@ async fn a_taken_port_is_told_before_anything_starts() {
     let dir = tempfile::TempDir::new().unwrap();
     let yaml = whole(&to("http://127.0.0.1:1")).replacen("127.0.0.1:0", &taken.local_addr().unwrap().to_string(), 1);
     std::fs::write(dir.path().join("portolan.yaml"), yaml).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_portolan")).args(["run", "--config"]).arg(dir.path().join("portolan.yaml")).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_portolan"))
+        .args(["run", "--config"])
+        .arg(dir.path().join("portolan.yaml"))
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot listen on 127.0.0.1:"));
 }

@@ -80,7 +80,10 @@ routes: [{{ name: all, steering: {{ countries: {{ GB: eu_west }}, default: us_ea
     .await;
     let london = [("X-Forwarded-For", "81.2.69.160")];
     let answer = edge.get("/", &london).await;
-    assert_eq!((answer.text().as_str(), answer.region(), answer.header("x-nginx")), ("eu_west GB 81.2.69.160 GET\n", "eu_west", Some("eu_west")));
+    assert_eq!(
+        (answer.text().as_str(), answer.region(), answer.header("x-nginx")),
+        ("eu_west GB 81.2.69.160 GET\n", "eu_west", Some("eu_west"))
+    );
     assert_eq!(edge.get("/", &[("X-Forwarded-For", "8.8.8.8")]).await.region(), "us_east");
     assert_eq!(edge.get("/broken", &london).await.status, 503, "both say so");
 
@@ -149,7 +152,8 @@ async fn node() -> (Server, SocketAddr) {
 #[tokio::test(flavor = "multi_thread")]
 async fn node_as_an_origin() {
     let (_server, address) = node().await;
-    let edge = Portolan::start(&format!("regions: {{ a: {{ upstreams: [\"http://{address}\"] }} }}\nroutes: [{{ name: all }}]\n")).await;
+    let edge =
+        Portolan::start(&format!("regions: {{ a: {{ upstreams: [\"http://{address}\"] }} }}\nroutes: [{{ name: all }}]\n")).await;
     let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
     assert_eq!(edge.get("/", &[("X-Forwarded-For", "81.2.69.160")]).await.text(), format!("GET 0 {empty} GB"));
     let answer = edge.request("PUT", "/", &[("Expect", "100-continue")], b"hello").await;
@@ -208,7 +212,10 @@ async fn a_gigabyte_streams_both_ways_in_bounded_memory() {
             });
         }
     });
-    let program = crate::process::Program::run(&format!("regions: {{ a: {{ upstreams: [\"http://{origin}\"] }} }}\nroutes: [{{ name: all }}]\n")).await;
+    let program = crate::process::Program::run(&format!(
+        "regions: {{ a: {{ upstreams: [\"http://{origin}\"] }} }}\nroutes: [{{ name: all }}]\n"
+    ))
+    .await;
     let memory = async || {
         let text = send(program.admin, "GET", "/metrics", &[], b"").await.text();
         text.lines().find_map(|l| l.strip_prefix("process_resident_memory_bytes ")?.parse::<f64>().ok()).unwrap()

@@ -29,10 +29,12 @@ async fn bodiless_answers_stay_bodiless() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn chunked_both_ways() {
-    let origin = Origin::always(Act::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec())).await;
+    let origin =
+        Origin::always(Act::Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_vec())).await;
     let edge = Portolan::start(&to(&origin.url())).await;
     let mut stream = TcpStream::connect(edge.address).await.unwrap();
-    let request = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
+    let request =
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await.unwrap();
@@ -127,7 +129,10 @@ async fn server_sent_events_arrive_as_they_are_sent() {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut buffer = Vec::new();
         read_head(&mut stream, &mut buffer).await.unwrap();
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .await
+            .unwrap();
         for i in 0..3 {
             stream.write_all(format!("9\r\ndata: {i}\n\n\r\n").as_bytes()).await.unwrap();
             // The next event waits until the client has seen this one: nothing may be held back.
@@ -163,7 +168,9 @@ async fn http2_by_prior_knowledge_to_clients_and_to_origins() {
                 let mut connection = h2::server::handshake(stream).await.unwrap();
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     let told = request.headers().get("portolan-country").unwrap().to_str().unwrap().to_owned();
-                    let answer = http::Response::builder().header("x-told", told).header("x-authority", request.uri().authority().unwrap().as_str());
+                    let answer = http::Response::builder()
+                        .header("x-told", told)
+                        .header("x-authority", request.uri().authority().unwrap().as_str());
                     let mut body = respond.send_response(answer.body(()).unwrap(), false).unwrap();
                     body.send_data("over h2".into(), true).unwrap();
                 }
@@ -241,7 +248,9 @@ async fn tls_upstreams_are_verified() {
         (format!("{{ sni: origin.example.com, ca: {} }}", ca("other.pem")), 503),
         ("{ sni: origin.example.com }".to_owned(), 503),
     ] {
-        let yaml = format!("regions: {{ a: {{ upstreams: [{{ url: \"https://{address}\", tls: {tls} }}] }} }}\nroutes: [{{ name: all }}]\n");
+        let yaml = format!(
+            "regions: {{ a: {{ upstreams: [{{ url: \"https://{address}\", tls: {tls} }}] }} }}\nroutes: [{{ name: all }}]\n"
+        );
         let edge = Portolan::start(&yaml).await;
         let answer = edge.get("/", &[]).await;
         assert_eq!(answer.status, status, "{tls}: {}", answer.head);
