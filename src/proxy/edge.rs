@@ -14,6 +14,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use smallvec::SmallVec;
 
 use super::facts::{facts, host, peer};
+use super::patient::HeaderDeadline;
 use super::peer::{Authorities, connect_failure, exchange_failure};
 use super::{clock, peer as peers};
 use crate::decide::{Decision, Next, decide};
@@ -21,7 +22,7 @@ use crate::observe::RequestDone;
 use crate::request::Moment;
 use crate::respond::Refusal;
 use crate::respond::headers::{Pass, RESPONSE_HOP_BY_HOP, is_request_id, pass};
-use crate::routes::Route;
+use crate::routes::{Patience, Route};
 use crate::state::{Live, State};
 use crate::upstream::plan::{Mode, upstream};
 use crate::upstream::{Failure, Plan, Sent, Verdict};
@@ -60,6 +61,8 @@ pub struct Context {
     refusal: Option<Refusal>,
     /// A response is being given up for another attempt.
     giving_up: bool,
+    /// The attempt under way is silent by nature, and its header has to come until then.
+    header_deadline: Option<Arc<HeaderDeadline>>,
 }
 
 impl Context {
@@ -100,6 +103,7 @@ impl ProxyHttp for Edge {
             request_id: HeaderValue::from_static("-"),
             refusal: None,
             giving_up: false,
+            header_deadline: None,
         }
     }
 
@@ -138,7 +142,7 @@ impl ProxyHttp for Edge {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         let live = ctx.live.clone();
         let regions = &live.snapshot.regions;
         let plan = ctx.plan().ok_or_else(|| Error::new(ErrorType::InternalError))?;
@@ -146,14 +150,30 @@ impl ProxyHttp for Edge {
             let attempt = plan.next(regions, clock::now()).map_err(|_| exhausted())?;
             let chosen =
                 upstream(regions, attempt.region, attempt.upstream).ok_or_else(|| Error::new(ErrorType::InternalError))?;
-            match chosen.state.address() {
-                Some(address) => return Ok(peers::peer(&attempt, chosen, address, &self.authorities)),
-                None => match plan.failed(regions, Failure::Unresolved, Sent::default(), clock::now()) {
-                    Verdict::Again => {}
+            let Some(address) = chosen.state.address() else {
+                match plan.failed(regions, Failure::Unresolved, Sent::default(), clock::now()) {
+                    Verdict::Again => continue,
                     Verdict::Final(_) => return Err(exhausted()),
-                },
-            }
+                }
+            };
+            // gRPC shares HTTP/2 connections, and a connection of its own would cost each call a handshake.
+            let deadline = attempt.header.filter(|_| !is_grpc(session)).map(HeaderDeadline::new);
+            ctx.header_deadline = deadline.clone();
+            return Ok(peers::peer(&attempt, chosen, address, &self.authorities, deadline));
         }
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        if let Some(deadline) = &ctx.header_deadline {
+            deadline.start_again();
+        }
+        Ok(())
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Context, mut e: Box<Error>) -> Box<Error> {
@@ -229,11 +249,16 @@ impl ProxyHttp for Edge {
         let Some(plan) = ctx.plan() else { return Ok(()) };
         // Interim responses (RFC 9110, section 15.2) decide nothing, but an origin may not live on them.
         if response.status.is_informational() && status != 101 {
-            return match plan.deadline.since(now).is_zero() {
+            let late = plan.patience == Patience::FirstByte && plan.deadline.since(now).is_zero();
+            return match late {
                 true => Err(Error::new(ErrorType::ReadTimedout).into_up()),
                 false => Ok(()),
             };
         }
+        if let Some(deadline) = ctx.header_deadline.take() {
+            deadline.lift();
+        }
+        let Some(plan) = ctx.plan() else { return Ok(()) };
         if plan.answered(&live.snapshot.regions, &route.retry, status, sent, now) == Verdict::Again {
             ctx.giving_up = true;
             let mut error = Error::new(ErrorType::HTTPStatus(status)).into_up();
@@ -277,12 +302,16 @@ impl ProxyHttp for Edge {
         let written = session.response_written().map(|r| r.status.as_u16()).filter(|s| *s >= 200 || *s == 101);
         let sent = sent(session, reused);
         let from_upstream = *e.esource() == ErrorSource::Upstream;
+        let late = ctx.header_deadline.take().is_some_and(|d| d.is_over());
         let again = match (ctx.plan(), from_upstream, written) {
             (Some(plan), true, Some(status)) => {
                 plan.truncated(regions, status, now);
                 false
             }
-            (Some(plan), true, None) => plan.failed(regions, exchange_failure(&e), sent, now) == Verdict::Again,
+            (Some(plan), true, None) => {
+                let failure = if late { Failure::FirstByteTimeout } else { exchange_failure(&e) };
+                plan.failed(regions, failure, sent, now) == Verdict::Again
+            }
             (_, false, _) | (None, _, _) => false,
         };
         e.set_retry(again);
@@ -354,6 +383,11 @@ impl ProxyHttp for Edge {
     fn suppress_error_log(&self, _session: &Session, ctx: &Context, _error: &Error) -> bool {
         ctx.refusal != Some(Refusal::Internal)
     }
+}
+
+fn is_grpc(session: &Session) -> bool {
+    let kind = session.req_header().headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The error that ends Pingora's loop of attempts; `fail_to_proxy` reads the plan for what to say.

@@ -4,6 +4,7 @@ pub mod clock;
 mod edge;
 mod facts;
 pub mod listen;
+mod patient;
 mod peer;
 pub mod server;
 mod stream;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -11,6 +12,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use pingora::{Error, ErrorType};
 
+use super::patient::{HeaderDeadline, PatientConnect};
 use crate::config::units::Scheme;
 use crate::regions::Upstream;
 use crate::upstream::{Attempt, Failure};
@@ -20,6 +22,9 @@ use crate::upstream::{Attempt, Failure};
 const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Streams on one HTTP/2 connection; RFC 9113 (section 6.5.2) recommends that servers allow at least this.
 const H2_STREAMS: usize = 100;
+
+/// Pool keys of connections that are not shared; each is used once.
+static PATIENT: AtomicU64 = AtomicU64::new(1 << 63);
 
 /// Certificate authorities in Pingora's form, by pool key: parsed once, not for every connection.
 #[derive(Debug, Default)]
@@ -37,8 +42,15 @@ impl Authorities {
     }
 }
 
-/// The peer for an attempt.
-pub fn peer(attempt: &Attempt, upstream: &Upstream, address: SocketAddr, authorities: &Authorities) -> Box<HttpPeer> {
+/// The peer for an attempt. `deadline` is for the header of an exchange that is silent by nature: it speaks
+/// HTTP/1.1, as event streams and upgrades do, on a connection of its own.
+pub fn peer(
+    attempt: &Attempt,
+    upstream: &Upstream,
+    address: SocketAddr,
+    authorities: &Authorities,
+    deadline: Option<Arc<HeaderDeadline>>,
+) -> Box<HttpPeer> {
     let sni = upstream.tls.as_ref().map(|t| t.sni.clone()).unwrap_or_default();
     let mut peer = Box::new(HttpPeer::new(address, upstream.tls.is_some(), sni));
     // Pingora keeps connections apart by address and name, but not by what they were verified with.
@@ -50,10 +62,16 @@ pub fn peer(attempt: &Attempt, upstream: &Upstream, address: SocketAddr, authori
     options.write_timeout = Some(attempt.silence);
     options.idle_timeout = Some(POOL_IDLE);
     options.max_h2_streams = H2_STREAMS;
-    match upstream.url.scheme {
-        Scheme::Http => {}
-        Scheme::Https => options.set_http_version(2, 1),
-        Scheme::H2c => options.set_http_version(2, 2),
+    match (upstream.url.scheme, deadline) {
+        (Scheme::Http | Scheme::Https, Some(deadline)) => {
+            options.custom_l4 = Some(Arc::new(PatientConnect(deadline)));
+            // No connection of the pool is taken, and none is given to it.
+            peer.group_key = PATIENT.fetch_add(1, Ordering::Relaxed);
+            options.idle_timeout = Some(Duration::ZERO);
+        }
+        (Scheme::Http, None) => {}
+        (Scheme::Https, None) => options.set_http_version(2, 1),
+        (Scheme::H2c, _) => options.set_http_version(2, 2),
     }
     if let Some(der) = upstream.tls.as_ref().and_then(|t| t.authorities.as_deref()) {
         options.ca = Some(authorities.of(upstream.pool, der));

@@ -107,6 +107,8 @@ pub struct Attempt {
     pub connect: Duration,
     /// For silence of the upstream, before the header and inside the body.
     pub silence: Duration,
+    /// For the header alone, where that differs: the rest of `timeouts.total`.
+    pub header: Option<Duration>,
 }
 
 /// Why there is no next attempt.
@@ -176,17 +178,18 @@ impl Plan {
             return Err(Exhausted(Stop::Deadline));
         }
         let choice = self.take(regions, now).ok_or(Exhausted(Stop::NoCandidate))?;
-        let silence = match self.patience {
-            Patience::FirstByte => self.timeouts.first_byte,
-            Patience::Idle => self.timeouts.idle,
+        let (silence, header) = match self.patience {
+            Patience::FirstByte => (self.timeouts.first_byte.min(left), None),
+            Patience::Idle => (self.timeouts.idle, Some(left)),
         };
+        let patience = silence.max(self.timeouts.connect);
         self.tries.push(Try {
             region: choice.region,
             upstream: choice.upstream,
             started: now,
             ended: now,
             outcome: Outcome::Pending,
-            cut: left < self.timeouts.connect.max(silence),
+            cut: left <= patience,
             trial: choice.trial,
             stale: false,
         });
@@ -194,7 +197,8 @@ impl Plan {
             region: choice.region,
             upstream: choice.upstream,
             connect: self.timeouts.connect.min(left),
-            silence: silence.min(left),
+            silence,
+            header,
         })
     }
 

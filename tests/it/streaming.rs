@@ -297,3 +297,29 @@ async fn nothing_malformed_reaches_an_origin() {
     }
     assert_eq!(origin.count(), 0);
 }
+
+/// `idle` bounds silence, `total` the wait for the header: each does its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_by_nature_has_two_bounds() {
+    let events = [("Accept", "text/event-stream")];
+    let timeouts = "first_byte: 100ms, idle: 20s, total: 300ms";
+    // No header: `total`.
+    let hanging = Origin::always(Act::Hang).await;
+    let edge = Portolan::start(&to(&hanging.url()).replace("first_byte: 5s", timeouts)).await;
+    let late = edge.get("/", &events).await;
+    assert_eq!((late.status, late.text().as_str()), (504, "The origin took too long\n"));
+    let large = edge.request("POST", "/", &[], &vec![b'x'; 100_000]).await;
+    assert_eq!(large.status, 504, "an upload that is over waits no longer");
+    // A header, and then silence for longer than `total`.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_head(&mut stream, &mut Vec::new()).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        stream.write_all(b"late").await.unwrap();
+    });
+    let edge = Portolan::start(&to(&url).replace("first_byte: 5s", timeouts)).await;
+    assert_eq!(edge.get("/", &events).await.text(), "late");
+}
