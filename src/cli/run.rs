@@ -42,7 +42,11 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
     };
     print_problems(&warnings);
     let resolving = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    resolving.block_on(dns::resolve_new(&state.upstreams.all()));
+    resolving.block_on(async {
+        signals::catch()?;
+        dns::resolve_new(&state.upstreams.all()).await;
+        Ok::<_, std::io::Error>(())
+    })?;
     // A slow name is resolved again in the background of the server.
     resolving.shutdown_background();
 
@@ -60,7 +64,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
 /// The work in the background, until the runtime ends it.
 async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, listener: std::net::TcpListener, extra: Extra) {
     tokio::spawn(dns::refresh(state));
-    tokio::spawn(signals::reload_on_hangup(reloader.clone()));
+    tokio::spawn(signals::act(reloader.clone()));
     tokio::spawn(watch::watch(reloader));
     if let Some(begin) = extra.work {
         begin();
