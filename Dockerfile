@@ -17,6 +17,6 @@ USER 65532
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 # Asks the admin address from inside the container; nothing else needs to reach it.
-HEALTHCHECK --interval=10s --timeout=3s CMD ["portolan", "status"]
+HEALTHCHECK --interval=10s --timeout=3s CMD ["sh", "-c", "portolan status --alive || exit 1"]
 ENTRYPOINT ["portolan"]
 CMD ["run", "--config", "config/portolan.yaml"]

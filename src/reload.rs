@@ -174,6 +174,9 @@ struct Current {
     database: Option<Database>,
 }
 
+/// The trigger of a reload that nobody asked for: a file changed.
+pub const FILE: &str = "file";
+
 /// What a reload did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reloaded {
@@ -214,6 +217,13 @@ impl Reloader {
             }
             Err(error) => Err(vec![Problem::error(key_path![], format!("the reload itself failed: {error}"))]),
         };
+        if result.is_ok() && trigger != FILE {
+            // Whoever rotates logs asks for a reload to have the new file opened.
+            let path = self.state.live.load().snapshot.access_log.clone();
+            if let Err(error) = self.state.access_log.retarget(&path) {
+                tracing::error!(%error, path = %path.display(), "the access log cannot be opened again; the old file goes on");
+            }
+        }
         self.report(trigger, &result);
         result.map(|(reloaded, _)| reloaded)
     }
@@ -245,6 +255,7 @@ impl Reloader {
             if let Err(error) = self.state.access_log.retarget(log) {
                 let message = format!("the access log `{}` cannot be opened: {error}", log.display());
                 self.also_watch(build.inputs);
+                self.state.upstreams.tidy(&old.snapshot);
                 return Err(vec![Problem::error(key_path!["access_log", "path"], message)]);
             }
         }

@@ -56,7 +56,9 @@ impl Facts<'_> {
     /// Exchanges that are silent by nature: upgrades, event streams, and uploads that are large or of
     /// unknown length. They get `timeouts.idle` in place of `first_byte`.
     pub fn is_patient(&self) -> bool {
-        if self.headers.contains_key(header::UPGRADE) {
+        // Pingora passes no other upgrade on, so no other makes a tunnel.
+        let websocket = |v: &header::HeaderValue| v.as_bytes().eq_ignore_ascii_case(b"websocket");
+        if self.headers.get_all(header::UPGRADE).iter().any(websocket) {
             return true;
         }
         let events = |v: &header::HeaderValue| v.as_bytes().windows(17).any(|w| w.eq_ignore_ascii_case(b"text/event-stream"));
@@ -110,7 +112,8 @@ mod tests {
                 .is_patient()
         };
         assert!(!case(Method::GET, &[], false));
-        assert!(case(Method::GET, &[("upgrade", "websocket")], false));
+        assert!(case(Method::GET, &[("upgrade", "WebSocket")], false));
+        assert!(!case(Method::GET, &[("upgrade", "h2c")], false));
         assert!(case(Method::GET, &[("accept", "text/html, Text/Event-Stream")], false));
         assert!(!case(Method::POST, &[("content-length", "65536")], true));
         assert!(case(Method::POST, &[("content-length", "65537")], true));

@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
 
-use crate::config;
+use crate::config::{self, Problem};
 use crate::explain::{Question, explain};
 use crate::proxy::clock;
 use crate::reload::{Reloaded, Reloader};
@@ -77,14 +77,23 @@ async fn readyz(Extract(admin): Extract<Admin>) -> Response {
 }
 
 async fn reload(Extract(admin): Extract<Admin>) -> Response {
-    let result = admin.reloader.reload("admin").await;
+    // A task of its own: a client that leaves must not leave half a reload behind.
+    let reloader = admin.reloader.clone();
+    let Ok(result) = tokio::spawn(async move { reloader.reload("admin").await }).await else {
+        return (StatusCode::INTERNAL_SERVER_ERROR, "the reload failed\n").into_response();
+    };
     let status = admin.state.reload.lock().clone();
+    // The problems of this very reload, and not of one that came after it.
+    let problems = match &result {
+        Ok(_) => status.problems,
+        Err(problems) => problems.iter().map(Problem::to_json).collect(),
+    };
     let code = if result.is_ok() { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
     let body = json!({
         "ok": result.is_ok(),
         "changed": matches!(result, Ok(Reloaded::Swapped)),
         "generation": status.generation,
-        "problems": status.problems,
+        "problems": problems,
     });
     (code, Json(body)).into_response()
 }

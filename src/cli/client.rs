@@ -4,8 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
+
+use super::UserError;
 
 /// Which process to talk to.
 #[derive(Debug, Args)]
@@ -31,7 +33,7 @@ impl AdminArgs {
     /// Sends one request. The admin side is on this machine or behind a tunnel: plain HTTP only.
     pub fn request(&self, method: &str, path: &str) -> anyhow::Result<Answer> {
         if self.admin.scheme() != "http" {
-            bail!("--admin takes an http:// URL");
+            return Err(UserError("--admin takes an http:// URL").into());
         }
         let address = self.admin.socket_addrs(|| Some(9901)).with_context(|| format!("{} cannot be resolved", self.admin))?;
         let mut stream = TcpStream::connect(address.as_slice())
@@ -46,7 +48,7 @@ impl AdminArgs {
         let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("the answer is no HTTP")?;
         if status == 401 {
-            bail!("the admin token is needed: set PORTOLAN_ADMIN_TOKEN");
+            return Err(UserError("the admin token is needed, or this is not it: set PORTOLAN_ADMIN_TOKEN").into());
         }
         Ok(Answer { status, body: body.to_owned() })
     }

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use super::{ConfigArgs, Exit, print, print_problems, run};
 use crate::config;
 use crate::config::units::UpstreamUrl;
+use crate::proxy::listen;
 
 #[derive(Debug, Args)]
 pub struct Demo {
@@ -42,7 +43,13 @@ impl Demo {
         let mut regions = HashMap::new();
         for (name, region) in &loaded.config.regions {
             let url = region.upstreams.first().map(|u| u.options().url).context("a region has no upstream")?;
-            regions.insert(name.to_string(), Origin { address: loopback(&url)?, running: None });
+            let address = loopback(&url)?;
+            // A port that is taken is told before anything starts.
+            let Ok(listener) = listen::bind(address) else {
+                eprintln!("error: the demo's origin for {name} cannot listen on {address}: is another demo running?");
+                return Ok(Exit::User);
+            };
+            regions.insert(name.to_string(), Origin { address, bound: Some(listener), running: None });
         }
         let origins = Arc::new(Origins(Mutex::new(regions)));
         let admin = Router::new()
@@ -67,6 +74,8 @@ struct Origins(Mutex<HashMap<String, Origin>>);
 
 struct Origin {
     address: SocketAddr,
+    /// Bound at the start, until it runs.
+    bound: Option<std::net::TcpListener>,
     running: Option<Running>,
 }
 
@@ -80,19 +89,25 @@ impl Origins {
     fn start_all(&self) {
         let mut origins = self.0.lock();
         for (name, origin) in origins.iter_mut() {
-            match Running::start(name, origin.address) {
-                Ok(running) => origin.running = Some(running),
-                Err(error) => {
-                    tracing::error!(%error, region = name, address = %origin.address, "the demo's origin cannot listen")
-                }
+            if let Err(error) = origin.start(name) {
+                tracing::error!(%error, region = name, address = %origin.address, "the demo's origin cannot listen");
             }
         }
     }
 }
 
+impl Origin {
+    fn start(&mut self, region: &str) -> std::io::Result<()> {
+        if self.running.is_none() {
+            let listener = self.bound.take().map_or_else(|| listen::bind(self.address), Ok)?;
+            self.running = Some(Running::start(region, TcpListener::from_std(listener)?));
+        }
+        Ok(())
+    }
+}
+
 impl Running {
-    fn start(region: &str, address: SocketAddr) -> std::io::Result<Self> {
-        let listener = TcpListener::from_std(crate::proxy::listen::bind(address)?)?;
+    fn start(region: &str, listener: TcpListener) -> Self {
         let region = region.to_owned();
         let app = Router::new().fallback(move |uri: Uri, headers: HeaderMap| hello(region.clone(), uri, headers));
         let (stop, stopped) = oneshot::channel::<()>();
@@ -105,7 +120,7 @@ impl Running {
                 tracing::error!(%error, "a demo origin ended");
             }
         });
-        Ok(Self { stop, ended })
+        Self { stop, ended }
     }
 }
 
@@ -132,11 +147,8 @@ async fn fail(State(origins): State<Arc<Origins>>, Path(region): Path<String>) -
 async fn restore(State(origins): State<Arc<Origins>>, Path(region): Path<String>) -> (StatusCode, Json<serde_json::Value>) {
     let mut origins = origins.0.lock();
     let Some(origin) = origins.get_mut(&region) else { return unknown(&region) };
-    if origin.running.is_none() {
-        match Running::start(&region, origin.address) {
-            Ok(running) => origin.running = Some(running),
-            Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "error": error.to_string() }))),
-        }
+    if let Err(error) = origin.start(&region) {
+        return (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "error": error.to_string() })));
     }
     (StatusCode::OK, Json(json!({ "region": region, "state": "up" })))
 }
@@ -152,6 +164,10 @@ fn welcome(listeners: &[SocketAddr], admin: SocketAddr) {
     let data = listeners.first().map(ToString::to_string).unwrap_or_default();
     let step = |what: &str, command: &str| format!("  {dim}{what}{off}\n    {command}\n");
     let from = |ip: &str| format!("curl -H 'X-Forwarded-For: {ip}' http://{data}/");
+    let explained = format!(
+        "{} explain --config config/demo.yaml --ip 127.0.0.1 -H 'X-Forwarded-For: 81.2.69.160' --down eu_west /",
+        program()
+    );
     let steps = [
         step("A reader in London is served by eu_west:", &from("81.2.69.160")),
         step("One in Tokyo by ap_northeast:", &from("202.32.115.1")),
@@ -161,14 +177,20 @@ fn welcome(listeners: &[SocketAddr], admin: SocketAddr) {
             "It comes back, and so does London once it was given a try (5 s after it failed):",
             &format!("curl -X POST http://{admin}/_demo/restore/eu_west"),
         ),
-        step(
-            "Why was that?",
-            "portolan explain --config config/demo.yaml --ip 127.0.0.1 -H 'X-Forwarded-For: 81.2.69.160' --down eu_west /",
-        ),
+        step("Why was that?", &explained),
     ];
     print(&format!("\n{bold}Portolan{off} is serving http://{data}/, before five regions on this machine.\n"));
     print(&steps.join("\n"));
     print(&format!(
         "  {dim}Status page{off} http://{admin}/   {dim}Metrics{off} http://{admin}/metrics   {dim}Stop with{off} Ctrl-C\n"
     ));
+}
+
+/// This program, as it would be typed here.
+fn program() -> String {
+    let (program, here) = (std::env::current_exe().unwrap_or_default(), std::env::current_dir().unwrap_or_default());
+    match program.strip_prefix(&here) {
+        Ok(below) => format!("./{}", below.display()),
+        Err(_) => "portolan".to_owned(),
+    }
 }

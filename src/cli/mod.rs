@@ -27,6 +27,11 @@ pub enum Exit {
     Ours,
 }
 
+/// An error that the user can mend; [`main`] turns it into [`Exit::User`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UserError(&'static str);
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(match exit {
@@ -80,8 +85,18 @@ impl ConfigArgs {
     }
 }
 
-/// Parses the command line and runs the command.
+/// Parses the command line and runs the command. An error is ours, or the machine's.
 pub fn main() -> anyhow::Result<Exit> {
+    match command() {
+        Err(error) if error.is::<UserError>() => {
+            eprintln!("error: {error}");
+            Ok(Exit::User)
+        }
+        result => result,
+    }
+}
+
+fn command() -> anyhow::Result<Exit> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

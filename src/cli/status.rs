@@ -13,10 +13,17 @@ pub struct StatusCommand {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Only ask whether it is alive, which needs no token
+    #[arg(long)]
+    alive: bool,
 }
 
 impl StatusCommand {
     pub fn run(self) -> anyhow::Result<Exit> {
+        if self.alive {
+            let answer = self.admin.request("GET", "/healthz")?;
+            return Ok(if answer.status == 200 { Exit::Done } else { Exit::Ours });
+        }
         let answer = self.admin.request("GET", "/status.json")?;
         if answer.status != 200 {
             anyhow::bail!("status {}: {}", answer.status, answer.body.trim());

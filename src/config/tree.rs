@@ -170,6 +170,11 @@ impl Node {
             let scalar = !matches!(node.value, Value::Map(_) | Value::List(_));
             place = if last && scalar { &node.place } else { key_place };
         }
+        if matches!(&node.value, Value::Text(text) if text.secret) {
+            // What it says may well quote the value.
+            problem.message = format!("the value of `{}` cannot be used (it is expanded, so it is not shown)", problem.path);
+            problem.hint = None;
+        }
         problem.place = Some(first_line(place));
         problem
     }

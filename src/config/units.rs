@@ -104,7 +104,7 @@ impl fmt::Display for Span {
 /// An address to listen on: an IP address and a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address(pub SocketAddr);
-scalar!(Address, "listen-address", "127.0.0.1:8080");
+scalar!(Address, "listen-address", "0.0.0.0:80");
 
 impl FromStr for Address {
     type Err = String;

@@ -21,6 +21,8 @@ use crate::upstream::{Plan, plan};
 
 /// How long lines are gathered before they are written.
 const BATCH: Duration = Duration::from_millis(50);
+/// The last lines have this long to be written.
+const CLOSE: Duration = Duration::from_secs(2);
 /// A buffer holds this many bytes while the writer is busy.
 const BUFFER: usize = 4 << 20;
 /// More threads than this share buffers.
@@ -39,6 +41,7 @@ struct Shared {
     buffers: [Mutex<Vec<u8>>; BUFFERS],
     signal: Mutex<Signal>,
     wake: Condvar,
+    closed: Condvar,
     dropped: IntCounter,
 }
 
@@ -46,6 +49,7 @@ struct Shared {
 struct Signal {
     lines: bool,
     closing: bool,
+    closed: bool,
     /// A new target, and where to tell how opening it went.
     retarget: Option<Target>,
 }
@@ -66,10 +70,15 @@ impl AccessLog {
             buffers: std::array::from_fn(|_| Mutex::default()),
             signal: Mutex::default(),
             wake: Condvar::new(),
+            closed: Condvar::new(),
             dropped,
         });
         let theirs = shared.clone();
-        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || theirs.write(target))?;
+        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            theirs.write(target);
+            theirs.signal.lock().closed = true;
+            theirs.closed.notify_all();
+        })?;
         Ok(Self { shared, writer: Mutex::new(Some(writer)) })
     }
 
@@ -86,7 +95,12 @@ impl AccessLog {
     pub fn close(&self) {
         self.shared.signal.lock().closing = true;
         self.shared.wake.notify_one();
-        if let Some(writer) = self.writer.lock().take() {
+        let Some(writer) = self.writer.lock().take() else { return };
+        // A pipe that nobody reads would hold the process for ever.
+        let mut signal = self.shared.signal.lock();
+        let late = self.shared.closed.wait_while_for(&mut signal, |s| !s.closed, CLOSE).timed_out();
+        drop(signal);
+        if !late {
             // A panic of the writer was reported where it happened.
             let _ = writer.join();
         }

@@ -10,7 +10,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use smallvec::SmallVec;
 
 use super::facts::{facts, host, peer};
@@ -188,12 +188,8 @@ impl ProxyHttp for Edge {
         let Some(decision) = &ctx.decision else { return Ok(()) };
         let trusted = decision.client.trusted_peer;
         let header = &ctx.live.snapshot.trust.header;
-        let dropped: SmallVec<[HeaderName; 8]> = request
-            .headers
-            .keys()
-            .filter(|name| pass(name.as_str(), trusted) == Pass::Drop || (!trusted && *name == header))
-            .cloned()
-            .collect();
+        let dropped: SmallVec<[HeaderName; 8]> =
+            request.headers.keys().filter(|name| pass(name.as_str(), header.as_str(), trusted) == Pass::Drop).cloned().collect();
         for name in &dropped {
             request.remove_header(name);
         }
@@ -300,12 +296,16 @@ impl ProxyHttp for Edge {
         let regions = &live.snapshot.regions;
         let now = clock::now();
         let written = session.response_written().map(|r| r.status.as_u16()).filter(|s| *s >= 200 || *s == 101);
-        let sent = sent(session, reused);
+        // Pingora marks what happens to a connection that was closing while we used it.
+        let closing = matches!(e.retry, RetryType::ReusedOnly | RetryType::Decided(true));
+        let sent = sent(session, reused && closing);
         let from_upstream = *e.esource() == ErrorSource::Upstream;
         let late = ctx.header_deadline.take().is_some_and(|d| d.is_over());
         let again = match (ctx.plan(), from_upstream, written) {
             (Some(plan), true, Some(status)) => {
-                plan.truncated(regions, status, now);
+                // A tunnel or event stream that was silent for `timeouts.idle` simply ends.
+                let natural = plan.patience == Patience::Idle && *e.etype() == ErrorType::ReadTimedout;
+                plan.truncated(regions, status, !natural, now);
                 false
             }
             (Some(plan), true, None) => {
@@ -328,6 +328,7 @@ impl ProxyHttp for Edge {
                 ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout => {
                     return nothing(0);
                 }
+                ErrorType::ReadTimedout => Refusal::RequestTimeout,
                 _ => Refusal::BadRequest,
             },
             ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset => match ctx.planned() {

@@ -23,6 +23,9 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Streams on one HTTP/2 connection; RFC 9113 (section 6.5.2) recommends that servers allow at least this.
 const H2_STREAMS: usize = 100;
 
+/// Authorities that are kept parsed.
+const AUTHORITIES: usize = 256;
+
 /// Pool keys of connections that are not shared; each is used once.
 static PATIENT: AtomicU64 = AtomicU64::new(1 << 63);
 
@@ -37,7 +40,12 @@ impl Authorities {
         }
         // The configuration was refused if one of these did not parse (see `reload::resources`).
         let parsed: Arc<CaType> = der.iter().map(|raw| WrappedX509::new(raw.clone(), parse_x509)).collect();
-        self.0.write().insert(pool, parsed.clone());
+        let mut known = self.0.write();
+        if known.len() >= AUTHORITIES {
+            // Those of files that were replaced since; the ones in use are parsed again.
+            known.clear();
+        }
+        known.insert(pool, parsed.clone());
         parsed
     }
 }

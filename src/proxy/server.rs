@@ -1,6 +1,7 @@
 //! The process around the proxy: runtimes, listeners, signals.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions};
@@ -20,6 +21,9 @@ const MAX_TRIES: usize = 32;
 /// Idle connections to upstreams that are kept, per thread.
 const POOL: usize = 512;
 
+/// An HTTP/2 connection without a stream ends after this long, as an idle HTTP/1.1 one does.
+const CLIENT_IDLE: Duration = Duration::from_secs(60);
+
 /// Pingora's settings.
 fn conf(threads: usize) -> ServerConf {
     ServerConf {
@@ -37,6 +41,7 @@ pub fn app(state: Arc<State>, threads: usize) -> Arc<HttpProxy<Edge>> {
     let mut proxy = http_proxy(&Arc::new(conf(threads)), Edge::new(state));
     let mut options = HttpServerOptions::default();
     options.h2c = true;
+    options.h2_idle_timeout = Some(CLIENT_IDLE);
     proxy.server_options = Some(options);
     Arc::new(proxy)
 }

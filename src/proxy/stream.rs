@@ -22,6 +22,9 @@ use super::listen::Open;
 /// Header and body of a small response leave in one system call.
 const WRITE_BUFFER: usize = 32 << 10;
 
+/// How an HTTP/2 connection begins (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// A client's connection.
 #[derive(Debug)]
 pub struct ClientStream {
@@ -49,9 +52,16 @@ impl ClientStream {
         }
     }
 
-    /// Waits for the client's first bytes; false if it leaves without any. May be cancelled.
+    /// Waits until it is clear whether HTTP/2's preface comes, so that [`Peek`] need not wait; false if the
+    /// client leaves before. May be cancelled.
     pub async fn began(&mut self) -> bool {
-        matches!(self.io.get_mut().read_buf(&mut self.peeked).await, Ok(n) if n > 0)
+        while self.peeked.len() < PREFACE.len() && PREFACE.starts_with(&self.peeked) {
+            match self.io.get_mut().read_buf(&mut self.peeked).await {
+                Ok(n) if n > 0 => {}
+                _ => return !self.peeked.is_empty(),
+            }
+        }
+        true
     }
 }
 
@@ -86,15 +96,9 @@ impl AsyncWrite for ClientStream {
 
 #[async_trait]
 impl Peek for ClientStream {
-    /// Looks for `buf.len()` bytes, but stops early where HTTP/2's preface (RFC 9113, section 3.4) can no
-    /// longer be what comes: a request may be shorter than the preface, and its client waits for an answer.
+    /// Shows what [`ClientStream::began`] has read: a request may be shorter than HTTP/2's preface, and its
+    /// client waits for an answer.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        while self.peeked.len() < buf.len() && PREFACE.starts_with(&self.peeked) {
-            if self.io.get_mut().read_buf(&mut self.peeked).await? == 0 {
-                break;
-            }
-        }
         let seen = self.peeked.chunk();
         let len = seen.len().min(buf.len());
         buf.fill(0);

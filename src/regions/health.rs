@@ -5,7 +5,7 @@
 //! upstreams). When the time is over one request may try it: success brings it back, failure ejects it again.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -32,13 +32,21 @@ pub struct UpstreamState {
     /// Where its name points; empty until it was resolved.
     addresses: ArcSwap<Vec<SocketAddr>>,
     next: AtomicUsize,
+    /// Its name is being asked for.
+    pub resolving: AtomicBool,
 }
 
 impl UpstreamState {
     /// Nothing is known yet; an address needs no resolving.
     pub fn new(url: UpstreamUrl) -> Self {
         let addresses = url.ip().map(|ip| SocketAddr::new(ip, url.port)).into_iter().collect();
-        Self { url, health: Health::default(), addresses: ArcSwap::from_pointee(addresses), next: AtomicUsize::new(0) }
+        Self {
+            url,
+            health: Health::default(),
+            addresses: ArcSwap::from_pointee(addresses),
+            next: AtomicUsize::new(0),
+            resolving: AtomicBool::new(false),
+        }
     }
 
     /// The next address in turn, if the name is resolved.
@@ -151,9 +159,13 @@ impl Health {
         if until == 0 && failures < FAILURES {
             return false;
         }
-        let doublings = self.ejections.fetch_add(1, Relaxed).min(16);
+        let doublings = self.ejections.load(Relaxed).min(16);
         let length = FIRST_EJECTION.saturating_mul(1 << doublings).min(LONGEST_EJECTION);
-        self.until.store(now.after(length).millis().max(1), Relaxed);
+        // Several requests may come here together; it is one ejection all the same.
+        if self.until.compare_exchange(until, now.after(length).millis().max(1), Relaxed, Relaxed).is_err() {
+            return false;
+        }
+        self.ejections.fetch_add(1, Relaxed);
         self.failures.store(0, Relaxed);
         self.trial.store(0, Relaxed);
         true

@@ -36,22 +36,32 @@ pub enum Pass {
     Drop,
 }
 
-/// May a client's header `name` (lower case, as `http` keeps names) go on to the origin?
+/// Identity headers that a trusted proxy may speak through; other names for the same would be a stranger's
+/// way around it, for proxies pass on what they do not know.
+const TRUSTED: [&str; 5] = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-request-id"];
+
+/// May a client's header `name` (lower case, as `http` keeps names) go on to the origin? `ip_header` is the
+/// one that trusted proxies name the client in.
 ///
 /// Servers that build variables from names (CGI, WSGI, PHP) read `X_Forwarded_For` as
-/// `X-Forwarded-For`, so an underscore counts as a dash.
-pub fn pass(name: &str, trusted_peer: bool) -> Pass {
+/// `X-Forwarded-For`, so an underscore counts as a dash, and nobody is trusted to write one.
+pub fn pass(name: &str, ip_header: &str, trusted_peer: bool) -> Pass {
     // The names of Portolan's own headers are nobody else's, trusted or not.
     if is_ours(name) {
         return Pass::Drop;
     }
-    if trusted_peer && !name.contains('_') {
+    if trusted_peer && (name == ip_header || TRUSTED.contains(&name)) {
         return Pass::Keep;
     }
-    match is_identity(name) {
+    match is_identity(name) || same(ip_header, name) {
         true => Pass::Drop,
         false => Pass::Keep,
     }
+}
+
+/// Is `name` the same as `known`, an underscore counting as a dash?
+fn same(known: &str, name: &str) -> bool {
+    known.len() == name.len() && known.bytes().zip(name.bytes()).all(|(k, n)| k == n || (k == b'-' && n == b'_'))
 }
 
 fn is_ours(name: &str) -> bool {
@@ -64,10 +74,7 @@ fn is_identity(name: &str) -> bool {
     if !matches!(name.as_bytes().first(), Some(b'c' | b'f' | b't' | b'x')) {
         return false;
     }
-    let same = |known: &str| {
-        known.len() == name.len() && known.bytes().zip(name.bytes()).all(|(k, n)| k == n || (k == b'-' && n == b'_'))
-    };
-    IDENTITY.iter().any(|known| same(known))
+    IDENTITY.iter().any(|known| same(known, name))
 }
 
 /// Is this request id fit to be passed on and logged: 1 to 128 visible ASCII characters?
@@ -85,17 +92,20 @@ mod tests {
 
     #[test]
     fn nothing_forged_passes() {
+        let pass = |name: &str, trusted| super::pass(name, "x-edge-client", trusted);
         for name in IDENTITY {
             assert_eq!(pass(name, false), Pass::Drop, "{name}");
             assert_eq!(pass(&name.replace('-', "_"), false), Pass::Drop, "{name}");
             if name.contains('-') {
                 assert_eq!(pass(&name.replace('-', "_"), true), Pass::Drop, "a trusted proxy writes dashes: {name}");
             }
-            assert_eq!(pass(name, true), Pass::Keep, "{name}");
+            let kept = if TRUSTED.contains(&name) { Pass::Keep } else { Pass::Drop };
+            assert_eq!(pass(name, true), kept, "{name}");
         }
-        for name in ["portolan-country", "portolan-region", "portolan_country", "portolan-anything"] {
+        for name in ["portolan-country", "portolan-region", "portolan_country", "portolan-anything", "x_edge_client"] {
             assert_eq!([pass(name, false), pass(name, true)], [Pass::Drop, Pass::Drop], "{name}");
         }
+        assert_eq!([pass("x-edge-client", false), pass("x-edge-client", true)], [Pass::Drop, Pass::Keep]);
         for name in ["accept", "cookie", "x-api-key", "x-custom", "content-type", "portolano"] {
             assert_eq!(pass(name, false), Pass::Keep, "{name}");
         }

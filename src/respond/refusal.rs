@@ -11,6 +11,8 @@ pub enum Refusal {
     NoRoute,
     /// The request cannot be understood (RFC 9110, section 15.5.1).
     BadRequest,
+    /// The client stopped sending its request (RFC 9110, section 15.5.9).
+    RequestTimeout,
     /// No candidate gave a response.
     AllRegionsUnavailable {
         /// When to ask again.
@@ -54,6 +56,7 @@ impl Refusal {
         match self {
             Self::NoRoute => 404,
             Self::BadRequest => 400,
+            Self::RequestTimeout => 408,
             Self::AllRegionsUnavailable { .. } => 503,
             Self::DeadlineExceeded { .. } => 504,
             Self::GivenUp { status } => status,
@@ -68,6 +71,7 @@ impl Refusal {
         match self {
             Self::NoRoute => "No such route\n",
             Self::BadRequest => "Bad request\n",
+            Self::RequestTimeout => "The request took too long\n",
             Self::AllRegionsUnavailable { .. } => "All regions unavailable",
             Self::DeadlineExceeded { .. } => "The origin took too long\n",
             Self::GivenUp { .. } => "The origin failed\n",
@@ -85,6 +89,7 @@ impl Refusal {
             }
             Self::NoRoute
             | Self::BadRequest
+            | Self::RequestTimeout
             | Self::DeadlineExceeded { .. }
             | Self::GivenUp { .. }
             | Self::NotRepeated { .. }
@@ -97,7 +102,7 @@ impl Refusal {
         let failure = |failure: Option<Failure>, other| failure.map_or(other, Failure::proxy_status);
         let error = match self {
             Self::NoRoute => "destination_not_found",
-            Self::BadRequest => "http_request_error",
+            Self::BadRequest | Self::RequestTimeout => "http_request_error",
             Self::AllRegionsUnavailable { failure: f, .. } => failure(f, "destination_unavailable"),
             Self::DeadlineExceeded { failure: f } => failure(f, "http_response_timeout"),
             Self::GivenUp { .. } => "destination_unavailable",

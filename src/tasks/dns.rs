@@ -1,6 +1,7 @@
 //! Upstream names to addresses: at start, for new names before a reload, and again and again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -24,6 +25,10 @@ pub async fn resolve_new(upstreams: &[Arc<UpstreamState>]) {
 async fn resolve(upstreams: impl Iterator<Item = Arc<UpstreamState>>) {
     let mut lookups = JoinSet::new();
     for upstream in upstreams.filter(|u| u.url.ip().is_none()) {
+        // A resolver that hangs must not collect a lookup every few seconds.
+        if upstream.resolving.swap(true, Ordering::Relaxed) {
+            continue;
+        }
         lookups.spawn(async move {
             let name = (upstream.url.host.as_str(), upstream.url.port);
             match tokio::net::lookup_host(name).await {
@@ -33,6 +38,7 @@ async fn resolve(upstreams: impl Iterator<Item = Arc<UpstreamState>>) {
                     tracing::warn!(upstream = %upstream.url, %error, kept_last_answer = kept, "the name cannot be resolved");
                 }
             }
+            upstream.resolving.store(false, Ordering::Relaxed);
         });
     }
     // Late answers are taken when they come: the tasks go on by themselves.

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::config::{Fingerprint, Input};
-use crate::reload::Reloader;
+use crate::reload::{FILE, Reloader};
 
 /// A change is acted upon when nothing more has changed for this long: a file may be written in pieces.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -37,7 +37,7 @@ pub async fn watch(reloader: Arc<Reloader>) {
         if inputs.iter().any(Input::changed) {
             settle(&inputs).await;
             // The reloader itself reports how it went.
-            let _ = reloader.reload("file").await;
+            let _ = reloader.reload(FILE).await;
             continue;
         }
         match timeout(POLL, events.recv()).await {

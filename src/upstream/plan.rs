@@ -55,12 +55,16 @@ pub struct Try {
     pub ended: Moment,
     /// How it ended.
     pub outcome: Outcome,
-    /// Its time was cut by the deadline of the whole request.
-    cut: bool,
+    /// Its time to connect was cut by the deadline of the whole request.
+    connect_cut: bool,
+    /// Its time to answer was.
+    answer_cut: bool,
     /// It is the one trial of an ejected upstream.
     trial: bool,
     /// It failed on a pooled connection that the upstream had already closed.
     stale: bool,
+    /// It was answered well; its upstream is told so at the end of the body.
+    well: bool,
 }
 
 /// How an attempt ended.
@@ -84,6 +88,14 @@ impl Outcome {
             Self::Answered(_) => "ok",
             Self::Failed(failure) => failure.label(),
             Self::Truncated(_) => "truncated",
+        }
+    }
+
+    /// What went wrong, if something did before the response.
+    pub fn failure(self) -> Option<Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Pending | Self::Answered(_) | Self::Truncated(_) => None,
         }
     }
 
@@ -162,6 +174,7 @@ impl Plan {
 
     /// The next attempt, remembered as begun at `now`.
     pub fn next(&mut self, regions: &[Region], now: Moment) -> Result<Attempt, Exhausted> {
+        self.stopped = None;
         let attempt = self.start(regions, now);
         if let Err(Exhausted(stop)) = attempt {
             self.stopped = Some(stop);
@@ -170,7 +183,7 @@ impl Plan {
     }
 
     fn start(&mut self, regions: &[Region], now: Moment) -> Result<Attempt, Exhausted> {
-        if self.tries.len() >= self.max_tries {
+        if self.spent() >= self.max_tries {
             return Err(Exhausted(Stop::Attempts));
         }
         let left = self.deadline.since(now);
@@ -182,16 +195,17 @@ impl Plan {
             Patience::FirstByte => (self.timeouts.first_byte.min(left), None),
             Patience::Idle => (self.timeouts.idle, Some(left)),
         };
-        let patience = silence.max(self.timeouts.connect);
         self.tries.push(Try {
             region: choice.region,
             upstream: choice.upstream,
             started: now,
             ended: now,
             outcome: Outcome::Pending,
-            cut: left <= patience,
+            connect_cut: left <= self.timeouts.connect,
+            answer_cut: left <= silence,
             trial: choice.trial,
             stale: false,
+            well: false,
         });
         Ok(Attempt {
             region: choice.region,
@@ -215,23 +229,30 @@ impl Plan {
                     Outcome::Answered(status)
                 }
             };
-            self.end(regions, outcome, false, now);
+            // A route may move on from a 404 as well, but that is no sign of ill health.
+            self.finish(regions, outcome, (status >= 500).then_some(false), now);
             return verdict;
         }
-        self.end(regions, Outcome::Answered(status), true, now);
+        // An upstream that comes back is told at once; otherwise the body's end decides.
+        let on_trial = self.tries.last().is_some_and(|t| t.trial);
+        self.finish(regions, Outcome::Answered(status), on_trial.then_some(true), now);
+        if let Some(last) = self.tries.last_mut() {
+            last.well = true;
+        }
         Verdict::Final(Stop::NoCandidate)
     }
 
     /// The attempt failed without a response.
     pub fn failed(&mut self, regions: &[Region], failure: Failure, sent: Sent, now: Moment) -> Verdict {
-        // An upstream may close an idle connection while we send on it; that is no sign of ill health.
-        let stale = failure == Failure::Closed && sent.reused;
-        // Nor is a timeout while the client itself was slow to send.
+        // An upstream may close an idle connection while we send on it; that is no sign of ill health, once.
+        let stale = failure == Failure::Closed && sent.reused && self.tries.iter().all(|t| !t.stale);
+        // Nor is a timeout while the client itself was slow to send, or one that the deadline made short.
         let slow_client = failure == Failure::FirstByteTimeout && sent.body_incomplete;
+        let cut = self.tries.last().is_some_and(|t| cut(t, failure));
         if let Some(last) = self.tries.last_mut() {
             last.stale = stale;
         }
-        let innocent = stale || slow_client;
+        let innocent = stale || slow_client || cut;
         self.finish(regions, Outcome::Failed(failure), (!innocent).then_some(false), now);
         let verdict = self.verdict(regions, failure, sent, now);
         if let Verdict::Final(stop) = verdict {
@@ -240,20 +261,35 @@ impl Plan {
         verdict
     }
 
-    /// The upstream broke off inside a body that the client already sees.
-    pub fn truncated(&mut self, regions: &[Region], status: u16, now: Moment) {
+    /// The body that the client already sees broke off; `blame` is for the upstream, not for silence that
+    /// is natural.
+    pub fn truncated(&mut self, regions: &[Region], status: u16, blame: bool, now: Moment) {
         let ended = self.tries.last().map(|t| t.ended);
-        self.end(regions, Outcome::Truncated(status), false, now);
+        self.finish(regions, Outcome::Truncated(status), blame.then_some(false), now);
         if let (Some(last), Some(ended)) = (self.tries.last_mut(), ended) {
             last.ended = ended;
+            last.well = false;
         }
     }
 
-    /// The request is over; a trial without a verdict is given back.
+    /// The request is over: an upstream that answered well is told so, and a trial without a verdict is
+    /// given back.
     pub fn close(&mut self, regions: &[Region], now: Moment) {
-        if self.tries.last().is_some_and(|t| t.outcome == Outcome::Pending) {
-            self.finish(regions, Outcome::Pending, None, now);
+        let Some(last) = self.tries.last() else { return };
+        match last.outcome {
+            Outcome::Pending => self.finish(regions, Outcome::Pending, None, now),
+            Outcome::Answered(_) if last.well && self.mode == Mode::Commit => {
+                if let Some(upstream) = upstream(regions, last.region, last.upstream) {
+                    upstream.state.health.success(now);
+                }
+            }
+            Outcome::Answered(_) | Outcome::Failed(_) | Outcome::Truncated(_) => {}
         }
+    }
+
+    /// Tries that count: one more is free where a pooled connection was closed under us.
+    fn spent(&self) -> usize {
+        self.tries.iter().filter(|t| !t.stale).count()
     }
 
     /// All tries, the first included.
@@ -276,10 +312,7 @@ impl Plan {
 
     /// The failure of the last attempt that failed.
     pub fn last_failure(&self) -> Option<Failure> {
-        self.tries.iter().rev().find_map(|t| match t.outcome {
-            Outcome::Failed(failure) => Some(failure),
-            Outcome::Pending | Outcome::Answered(_) | Outcome::Truncated(_) => None,
-        })
+        self.tries.iter().rev().find_map(|t| t.outcome.failure())
     }
 
     /// When the first of the candidates may be worth asking again; at least a second.
@@ -291,10 +324,6 @@ impl Plan {
             }
         });
         ends.min().unwrap_or_default().max(Duration::from_secs(1))
-    }
-
-    fn end(&mut self, regions: &[Region], outcome: Outcome, healthy: bool, now: Moment) {
-        self.finish(regions, outcome, Some(healthy), now);
     }
 
     fn finish(&mut self, regions: &[Region], outcome: Outcome, healthy: Option<bool>, now: Moment) {
@@ -316,15 +345,14 @@ impl Plan {
     }
 
     fn verdict(&self, regions: &[Region], failure: Failure, sent: Sent, now: Moment) -> Verdict {
-        let out_of_time =
-            self.deadline.since(now).is_zero() || (failure.is_timeout() && self.tries.last().is_some_and(|t| t.cut));
+        let out_of_time = self.deadline.since(now).is_zero() || self.tries.last().is_some_and(|t| cut(t, failure));
         let stop = if out_of_time {
             Some(Stop::Deadline)
         } else if !failure.nothing_was_sent() && !self.may_repeat {
             Some(Stop::NotIdempotent)
         } else if !failure.nothing_was_sent() && sent.body_lost {
             Some(Stop::BodyTooLarge)
-        } else if self.tries.len() >= self.max_tries {
+        } else if self.spent() >= self.max_tries {
             Some(Stop::Attempts)
         } else if self.choose(regions, now, !matches!(failure, Failure::Status(_))).is_none() {
             Some(Stop::NoCandidate)
@@ -373,6 +401,9 @@ impl Plan {
                     continue;
                 }
                 best = Some((rank, Choice { region: id, upstream: position, trial }));
+                if shape == Shape::Usable {
+                    break;
+                }
             }
             // Regions come in the order of `place`, so nothing later beats a usable one.
             if best.as_ref().is_some_and(|(rank, _)| rank.shape == Shape::Usable && !rank.share_used) {
@@ -386,10 +417,15 @@ impl Plan {
     /// In what shape an upstream is for this request, and whether choosing it is a trial; `None` if it
     /// is out of the question.
     fn shape(&self, id: RegionId, position: u16, upstream: &Upstream, now: Moment) -> Option<(Shape, bool)> {
-        let mut earlier = self.tries.iter().filter(|t| t.region == id && t.upstream == position).peekable();
-        if earlier.peek().is_some() {
-            let blips = earlier.all(|t| matches!(t.outcome, Outcome::Failed(f) if f.may_be_a_blip()));
-            return blips.then_some((Shape::BrokeBefore, false));
+        let earlier = || self.tries.iter().filter(|t| t.region == id && t.upstream == position && !t.stale);
+        let count = earlier().count();
+        if count > 0 {
+            let all = |of: fn(Failure) -> bool| earlier().all(|t| t.outcome.failure().is_some_and(of));
+            // A name may have several addresses, and each of them is worth a connection.
+            if all(Failure::nothing_was_sent) && count < upstream.state.addresses().len() {
+                return Some((Shape::Usable, false));
+            }
+            return all(Failure::may_be_a_blip).then_some((Shape::BrokeBefore, false));
         }
         Some(match upstream.state.health.standing(now) {
             _ if !upstream.state.is_resolved() => (Shape::Ejected, false),
@@ -399,17 +435,31 @@ impl Plan {
         })
     }
 
-    /// After a pooled connection turned out to be closed, the same upstream again, at most twice.
+    /// After a pooled connection turned out to be closed, the same upstream again, once.
     fn stale_again(&self, regions: &[Region]) -> Option<Choice> {
         let last = self.tries.last().filter(|t| t.stale)?;
-        let count = self.tries.iter().filter(|t| t.stale).count();
         upstream(regions, last.region, last.upstream)?;
-        (count <= 2).then_some(Choice { region: last.region, upstream: last.upstream, trial: false })
+        Some(Choice { region: last.region, upstream: last.upstream, trial: false })
     }
 
     /// The candidates that exist.
     pub fn candidates<'a>(&self, regions: &'a [Region]) -> impl Iterator<Item = (RegionId, &'a Region)> {
         self.order.iter().filter_map(|Candidate { region, why: _ }| Some((*region, regions.get(usize::from(region.0))?)))
+    }
+}
+
+/// Did the deadline of the whole request end this attempt, rather than the attempt's own time?
+fn cut(attempt: &Try, failure: Failure) -> bool {
+    match failure {
+        Failure::ConnectTimeout => attempt.connect_cut,
+        Failure::FirstByteTimeout => attempt.answer_cut,
+        Failure::Unresolved
+        | Failure::ConnectRefused
+        | Failure::ConnectFailed
+        | Failure::Tls
+        | Failure::Closed
+        | Failure::Invalid
+        | Failure::Status(_) => false,
     }
 }
 

@@ -383,3 +383,128 @@ async fn interim_responses_pass_and_decide_nothing() {
     .await
     .unwrap();
 }
+
+/// An address that takes no connection: its queue is full, so the kernel answers nothing.
+struct BlackHole {
+    listener: socket2::Socket,
+    _waiting: Vec<socket2::Socket>,
+}
+
+impl BlackHole {
+    fn new() -> Self {
+        use socket2::{Domain, Socket, Type};
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let waiting = (0..4)
+            .map(|_| {
+                let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                client.set_nonblocking(true).unwrap();
+                // Under way for as long as the queue is full.
+                let _ = client.connect(&address);
+                client
+            })
+            .collect();
+        Self { listener, _waiting: waiting }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.listener.local_addr().unwrap().as_socket().unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_timeout_moves_on_while_there_is_time() {
+    let hole = BlackHole::new();
+    for timeouts in [
+        "connect: 200ms, first_byte: 5s, total: 10s",
+        // Whatever the answer may take, connecting has a bound of its own.
+        "connect: 200ms, first_byte: 5s, total: 4s",
+    ] {
+        for headers in [&[][..], &[("Accept", "text/event-stream")]] {
+            let eu = Origin::scripted(vec![ok("eu")]).await;
+            let yaml = two(&hole.url(), &eu.url(), "").replace("connect: 500ms, first_byte: 300ms, total: 10s", timeouts);
+            let edge = Portolan::start(&yaml).await;
+            let answer = edge.get("/", headers).await;
+            assert_eq!((answer.status, answer.region()), (200, "eu_west"), "{timeouts} {headers:?}");
+            let timeouts = edge.metric("portolan_upstream_attempts_total{outcome=\"connect_timeout\",region=\"us_east\"}").await;
+            assert_eq!(timeouts, 1.0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_break_off_eject_although_their_headers_were_fine() {
+    let half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec();
+    let us = Origin::always(Act::SendAndClose(half)).await;
+    let eu = Origin::always(ok("eu")).await;
+    let edge = Portolan::start(&two(&us.url(), &eu.url(), "")).await;
+    for _ in 0..3 {
+        assert!(!edge.get("/", &[]).await.complete);
+    }
+    assert_eq!(edge.get("/", &[]).await.text(), "eu");
+    assert_eq!(us.count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_stream_that_falls_silent_is_nobodys_fault() {
+    let quiet = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let us = Origin::always(Act::Send(quiet)).await;
+    let eu = Origin::scripted(vec![]).await;
+    let yaml = two(&us.url(), &eu.url(), "").replace("first_byte: 300ms", "first_byte: 5s, idle: 50ms");
+    let edge = Portolan::start(&yaml).await;
+    for _ in 0..5 {
+        assert_eq!(edge.get("/", &[("Accept", "text/event-stream")]).await.region(), "us_east");
+    }
+    assert_eq!(edge.metric("portolan_region_healthy{region=\"us_east\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listed_404_moves_on_but_ejects_nobody() {
+    let us = Origin::always(status(404, "")).await;
+    let eu = Origin::always(ok("eu")).await;
+    let edge = Portolan::start(&two(&us.url(), &eu.url(), "retry: { statuses: [404] }")).await;
+    for _ in 0..5 {
+        assert_eq!(edge.get("/", &[]).await.text(), "eu");
+    }
+    assert_eq!(us.count(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_sending_gets_408() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let us = Origin::always(ok("us")).await;
+    let eu = Origin::scripted(vec![]).await;
+    let yaml = two(&us.url(), &eu.url(), "").replace("first_byte: 300ms", "first_byte: 5s, idle: 100ms");
+    let edge = Portolan::start(&yaml).await;
+    let mut stream = tokio::net::TcpStream::connect(edge.address).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf").await.unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(parse(&bytes, false).status, 408);
+    assert_eq!(edge.metric("portolan_region_healthy{region=\"us_east\"}").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http2_origin_that_resets_streams_is_left_and_ejected() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    respond.send_reset(h2::Reason::INTERNAL_ERROR);
+                }
+            });
+        }
+    });
+    let eu = Origin::always(ok("eu")).await;
+    let edge = Portolan::start(&two(&format!("h2c://{address}"), &eu.url(), "")).await;
+    for _ in 0..5 {
+        assert_eq!(edge.get("/", &[]).await.region(), "eu_west");
+    }
+    assert_eq!(edge.metric("portolan_region_healthy{region=\"us_east\"}").await, 0.0);
+}

@@ -177,6 +177,11 @@ async fn http2_by_prior_knowledge_to_clients_and_to_origins() {
             });
         }
     });
+    let other = format!(
+        "regions: {{ a: {{ upstreams: [{{ url: \"h2c://{address}\", host: origin.example.com }}] }} }}\nroutes: [{{ name: all }}]\n"
+    );
+    let edge = Portolan::start(&other).await;
+    assert_eq!(edge.get("/", &[]).await.header("x-authority"), Some("origin.example.com"));
     let edge = Portolan::start(&to(&format!("h2c://{address}"))).await;
     assert_eq!(edge.get("/", &[("X-Forwarded-For", "81.2.69.160")]).await.header("x-told"), Some("GB"));
 
