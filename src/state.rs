@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use parking_lot::Mutex;
 
 use crate::config::problem::ProblemJson;
@@ -24,6 +25,8 @@ pub struct Live {
     pub routes: Box<[Arc<RouteMetrics>]>,
     /// By [`crate::regions::RegionId`].
     pub regions: Box<[Arc<RegionMetrics>]>,
+    /// The regions' names as header values, made once: cloning one allocates nothing.
+    pub region_headers: Box<[HeaderValue]>,
 }
 
 impl Live {
@@ -31,7 +34,10 @@ impl Live {
     pub fn new(snapshot: Snapshot, metrics: &Metrics) -> Self {
         let routes = snapshot.routes.iter().map(|r| metrics.route(&r.name)).collect();
         let regions = snapshot.regions.iter().map(|r| metrics.region(&r.name)).collect();
-        Self { snapshot, routes, regions }
+        // A region's name is made of letters, digits, `_`, `-` and `.`, so each is a header value.
+        let header = |name: &str| HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("-"));
+        let region_headers = snapshot.regions.iter().map(|r| header(&r.name)).collect();
+        Self { snapshot, routes, regions, region_headers }
     }
 }
 

@@ -201,7 +201,7 @@ impl Metrics {
     /// Counts a request that is over.
     pub fn record(&self, done: &RequestDone<'_>) {
         let route = done.route.and_then(|id| done.live.routes.get(id.0 as usize)).unwrap_or(&self.unrouted);
-        route.request(&self.requests, done.method, done.status).inc();
+        route.count(&self.requests, done.method, done.status);
         route.duration.observe(done.total.as_secs_f64());
         if let Some(counter) = self.lookups.get(done.lookup as usize) {
             counter.inc();
@@ -262,15 +262,16 @@ impl RouteMetrics {
         Self { duration: duration.with_label_values(&[&name]), name, codes }
     }
 
-    fn request(&self, all: &IntCounterVec, method: &http::Method, status: u16) -> IntCounter {
+    /// Counts a request.
+    fn count(&self, all: &IntCounterVec, method: &http::Method, status: u16) {
         let method = METHODS.iter().position(|m| *m == method.as_str()).unwrap_or(METHODS.len() - 1);
         let label = METHODS.get(method).copied().unwrap_or("other");
         let code = if (100..=599).contains(&status) { status } else { 0 };
         let lookup = || all.with_label_values(&[&*self.name, label, code.to_string().as_str()]);
         let at_hand = CODES.iter().position(|c| *c == code).and_then(|c| self.codes.get(method * CODES.len() + c));
         match at_hand {
-            Some(cell) => cell.get_or_init(lookup).clone(),
-            None => lookup(),
+            Some(cell) => cell.get_or_init(lookup).inc(),
+            None => lookup().inc(),
         }
     }
 }

@@ -32,8 +32,7 @@ const CLIENT_KEEPALIVE: u64 = 60;
 /// A client that left before its answer; nginx's code for it, seen in logs and metrics only.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static REGION: HeaderName = HeaderName::from_static("portolan-region");
+const REQUEST_ID: &str = "X-Request-Id";
 
 /// The proxy.
 #[derive(Debug)]
@@ -66,11 +65,13 @@ pub struct Context {
 }
 
 impl Context {
-    fn plan(&mut self) -> Option<&mut Plan> {
-        match self.decision.as_mut().map(|d| &mut d.next) {
+    /// What it runs under, and its plan: apart, so that the one can be read while the other is changed.
+    fn parts(&mut self) -> (&Live, Option<&mut Plan>) {
+        let plan = match self.decision.as_mut().map(|d| &mut d.next) {
             Some(Next::Forward(plan)) => Some(plan),
             Some(Next::Refuse(_)) | None => None,
-        }
+        };
+        (&self.live, plan)
     }
 
     fn planned(&self) -> Option<&Plan> {
@@ -84,10 +85,10 @@ impl Context {
         self.live.snapshot.route(self.decision.as_ref()?.route?.route)
     }
 
-    /// The region of the last attempt.
-    fn region(&self) -> Option<&Arc<str>> {
+    /// The region of the last attempt, as a header says it.
+    fn region(&self) -> Option<&HeaderValue> {
         let id = self.planned()?.tries.last()?.region;
-        self.live.snapshot.region(id).map(|r| &r.name)
+        self.live.region_headers.get(usize::from(id.0))
     }
 }
 
@@ -143,9 +144,10 @@ impl ProxyHttp for Edge {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
-        let live = ctx.live.clone();
+        ctx.header_deadline = None;
+        let (live, plan) = ctx.parts();
         let regions = &live.snapshot.regions;
-        let plan = ctx.plan().ok_or_else(|| Error::new(ErrorType::InternalError))?;
+        let plan = plan.ok_or_else(|| Error::new(ErrorType::InternalError))?;
         loop {
             let attempt = plan.next(regions, clock::now()).map_err(|_| exhausted())?;
             let chosen =
@@ -158,8 +160,9 @@ impl ProxyHttp for Edge {
             };
             // gRPC shares HTTP/2 connections, and a connection of its own would cost each call a handshake.
             let deadline = attempt.header.filter(|_| !is_grpc(session)).map(HeaderDeadline::new);
-            ctx.header_deadline = deadline.clone();
-            return Ok(peers::peer(&attempt, chosen, address, &self.authorities, deadline));
+            let peer = peers::peer(&attempt, chosen, address, &self.authorities, deadline.clone());
+            ctx.header_deadline = deadline;
+            return Ok(peer);
         }
     }
 
@@ -177,9 +180,9 @@ impl ProxyHttp for Edge {
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Context, mut e: Box<Error>) -> Box<Error> {
-        let live = ctx.live.clone();
         let failure = connect_failure(&e);
-        let verdict = ctx.plan().map(|plan| plan.failed(&live.snapshot.regions, failure, Sent::default(), clock::now()));
+        let (live, plan) = ctx.parts();
+        let verdict = plan.map(|plan| plan.failed(&live.snapshot.regions, failure, Sent::default(), clock::now()));
         e.set_retry(verdict == Some(Verdict::Again));
         e
     }
@@ -211,14 +214,14 @@ impl ProxyHttp for Edge {
         if !request.headers.contains_key("x-forwarded-host") {
             request.insert_header("X-Forwarded-Host", host(session))?;
         }
-        request.insert_header("X-Request-Id", &ctx.request_id)?;
+        request.insert_header(REQUEST_ID, &ctx.request_id)?;
         let mut client = SmallVec::<[u8; 64]>::new();
         write(&mut client, decision.client.ip);
         request.insert_header("CF-Connecting-IP", client.as_slice())?;
         request.insert_header("CF-IPCountry", decision.country.as_str())?;
         request.insert_header("Portolan-Country", decision.country.as_str())?;
         if let Some(region) = ctx.region() {
-            request.insert_header("Portolan-Region", &**region)?;
+            request.insert_header("Portolan-Region", region)?;
         }
 
         let attempt = ctx.planned().and_then(|p| p.tries.last());
@@ -235,26 +238,25 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
-        let live = ctx.live.clone();
-        let Some(route) = ctx.decision.as_ref().and_then(|d| d.route).and_then(|m| live.snapshot.route(m.route)) else {
-            return Ok(());
-        };
         let status = response.status.as_u16();
         let now = clock::now();
         let sent = sent(session, false);
-        let Some(plan) = ctx.plan() else { return Ok(()) };
+        let interim = response.status.is_informational() && status != 101;
+        let deadline = if interim { None } else { ctx.header_deadline.take() };
+        let matched = ctx.decision.as_ref().and_then(|d| d.route);
+        let (live, Some(plan)) = ctx.parts() else { return Ok(()) };
+        let Some(route) = matched.and_then(|m| live.snapshot.route(m.route)) else { return Ok(()) };
         // Interim responses (RFC 9110, section 15.2) decide nothing, but an origin may not live on them.
-        if response.status.is_informational() && status != 101 {
+        if interim {
             let late = plan.patience == Patience::FirstByte && plan.deadline.since(now).is_zero();
             return match late {
                 true => Err(Error::new(ErrorType::ReadTimedout).into_up()),
                 false => Ok(()),
             };
         }
-        if let Some(deadline) = ctx.header_deadline.take() {
+        if let Some(deadline) = deadline {
             deadline.lift();
         }
-        let Some(plan) = ctx.plan() else { return Ok(()) };
         if plan.answered(&live.snapshot.regions, &route.retry, status, sent, now) == Verdict::Again {
             ctx.giving_up = true;
             let mut error = Error::new(ErrorType::HTTPStatus(status)).into_up();
@@ -272,11 +274,11 @@ impl ProxyHttp for Edge {
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
-        response.insert_header(&REQUEST_ID, &ctx.request_id)?;
+        response.insert_header(REQUEST_ID, &ctx.request_id)?;
         if ctx.route().is_some_and(|r| r.region_header)
             && let Some(region) = ctx.region()
         {
-            response.insert_header(&REGION, &**region)?;
+            response.insert_header("Portolan-Region", region)?;
         }
         Ok(())
     }
@@ -292,8 +294,6 @@ impl ProxyHttp for Edge {
         if std::mem::take(&mut ctx.giving_up) {
             return e;
         }
-        let live = ctx.live.clone();
-        let regions = &live.snapshot.regions;
         let now = clock::now();
         let written = session.response_written().map(|r| r.status.as_u16()).filter(|s| *s >= 200 || *s == 101);
         // Pingora marks what happens to a connection that was closing while we used it.
@@ -301,7 +301,9 @@ impl ProxyHttp for Edge {
         let sent = sent(session, reused && closing);
         let from_upstream = *e.esource() == ErrorSource::Upstream;
         let late = ctx.header_deadline.take().is_some_and(|d| d.is_over());
-        let again = match (ctx.plan(), from_upstream, written) {
+        let (live, plan) = ctx.parts();
+        let regions = &live.snapshot.regions;
+        let again = match (plan, from_upstream, written) {
             (Some(plan), true, Some(status)) => {
                 // A tunnel or event stream that was silent for `timeouts.idle` simply ends.
                 let natural = plan.patience == Patience::Idle && *e.etype() == ErrorType::ReadTimedout;
@@ -350,16 +352,15 @@ impl ProxyHttp for Edge {
     }
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Context) {
-        let live = ctx.live.clone();
         let now = clock::now();
-        if let Some(plan) = ctx.plan() {
+        if let (live, Some(plan)) = ctx.parts() {
             plan.close(&live.snapshot.regions, now);
         }
         let Some(decision) = &ctx.decision else { return };
         let request = session.req_header();
         let status = session.response_written().map_or(CLIENT_CLOSED_REQUEST, |r| r.status.as_u16());
         self.state.record(&RequestDone {
-            live: &live,
+            live: &ctx.live,
             at: SystemTime::now(),
             request_id: ctx.request_id.to_str().unwrap_or("-"),
             client: decision.client.ip,
@@ -409,8 +410,8 @@ async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) -> R
     response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
     response.insert_header(header::CONTENT_LENGTH, body.len())?;
     response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    response.insert_header("Proxy-Status", refusal.proxy_status(ctx.region().map(|r| &**r)))?;
-    response.insert_header(&REQUEST_ID, &ctx.request_id)?;
+    response.insert_header("Proxy-Status", refusal.proxy_status(ctx.region().and_then(|r| r.to_str().ok())))?;
+    response.insert_header(REQUEST_ID, &ctx.request_id)?;
     if let Some(seconds) = refusal.retry_after() {
         response.insert_header(header::RETRY_AFTER, seconds)?;
     }
@@ -424,7 +425,7 @@ async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) -> R
 
 /// A trusted proxy's request id is kept; anybody else gets a new one of 128 random bits.
 fn request_id(session: &Session, trusted_peer: bool) -> HeaderValue {
-    let given = session.req_header().headers.get(&REQUEST_ID).filter(|id| trusted_peer && is_request_id(id.as_bytes()));
+    let given = session.req_header().headers.get(REQUEST_ID).filter(|id| trusted_peer && is_request_id(id.as_bytes()));
     if let Some(id) = given {
         return id.clone();
     }
