@@ -489,3 +489,120 @@ struct Choice {
     upstream: u16,
     trial: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::regions::health::UpstreamState;
+    use crate::regions::steering::Why;
+
+    /// Regions of these many upstreams.
+    fn regions(sizes: &[usize]) -> Vec<Region> {
+        let upstream = |region: usize, i: usize| {
+            let url: crate::config::units::UpstreamUrl = format!("http://127.0.{region}.{i}:80").parse().unwrap();
+            let state = Arc::new(UpstreamState::new(url.clone()));
+            Upstream { url, weight: 1, host: None, tls: None, pool: 0, state }
+        };
+        let region = |(r, size): (usize, &usize)| Region::new("r".into(), (0..*size).map(|i| upstream(r, i)).collect());
+        sizes.iter().enumerate().map(region).collect()
+    }
+
+    fn plan(regions: &[Region], attempts: Option<u8>, may_repeat: bool) -> Plan {
+        let order = (0..regions.len()).map(|i| Candidate { region: RegionId(i as u16), why: Why::Default }).collect();
+        let second = Duration::from_secs(1);
+        let timeouts = Timeouts { connect: second, first_byte: second * 5, idle: second * 60, total: second * 30 };
+        let retry = Retry { attempts, statuses: [502, 503].into_iter().collect(), non_idempotent: false };
+        Plan::new(order, timeouts, &retry, may_repeat, Patience::FirstByte, Moment::default(), Mode::Commit)
+    }
+
+    fn at(ms: u64) -> Moment {
+        Moment(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn each_attempt_is_cut_to_what_is_left() {
+        let regions = regions(&[1, 1, 1]);
+        let mut plan = plan(&regions, Some(5), true);
+        let first = plan.next(&regions, at(0)).unwrap();
+        assert_eq!((first.connect, first.silence), (Duration::from_secs(1), Duration::from_secs(5)));
+        assert_eq!(plan.failed(&regions, Failure::FirstByteTimeout, Sent::default(), at(5_000)), Verdict::Again);
+        let second = plan.next(&regions, at(27_000)).unwrap();
+        assert_eq!((second.connect, second.silence), (Duration::from_secs(1), Duration::from_secs(3)));
+        assert_eq!(plan.failed(&regions, Failure::FirstByteTimeout, Sent::default(), at(29_990)), Verdict::Final(Stop::Deadline));
+        assert_eq!(plan.next(&regions, at(30_000)), Err(Exhausted(Stop::Deadline)));
+    }
+
+    #[test]
+    fn a_stale_connection_is_free_once() {
+        let regions = regions(&[1, 1]);
+        let mut plan = plan(&regions, Some(1), true);
+        let stale = Sent { reused: true, ..Sent::default() };
+        plan.next(&regions, at(0)).unwrap();
+        assert_eq!(plan.failed(&regions, Failure::Closed, stale, at(0)), Verdict::Again);
+        assert_eq!(plan.next(&regions, at(0)).unwrap().region, RegionId(0), "the same upstream again");
+        assert_eq!(plan.failed(&regions, Failure::Closed, stale, at(0)), Verdict::Final(Stop::Attempts));
+        let health = &regions[0].upstreams[0].state.health;
+        assert_eq!(health.counts().0, 1, "only the second counts against it");
+    }
+
+    #[test]
+    fn a_real_response_is_not_given_up_for_an_ejected_region() {
+        let regions = regions(&[1, 1]);
+        for _ in 0..3 {
+            regions[1].upstreams[0].state.health.failure(at(1));
+        }
+        let mut plan = plan(&regions, None, true);
+        plan.next(&regions, at(10)).unwrap();
+        let retry = Retry { attempts: None, statuses: [503].into_iter().collect(), non_idempotent: false };
+        assert_eq!(plan.answered(&regions, &retry, 503, Sent::default(), at(10)), Verdict::Final(Stop::NoCandidate));
+        // Without a response there is nothing to lose.
+        let mut plan = super::tests::plan(&regions, None, true);
+        plan.next(&regions, at(10)).unwrap();
+        assert_eq!(plan.failed(&regions, Failure::Closed, Sent::default(), at(10)), Verdict::Again);
+        assert_eq!(plan.next(&regions, at(10)).unwrap().region, RegionId(1));
+    }
+
+    proptest! {
+        /// Whatever goes wrong, in whatever order.
+        #[test]
+        fn plans_end_and_keep_their_promises(
+            sizes in prop::collection::vec(1usize..4, 1..5),
+            attempts in prop::option::of(1u8..8),
+            may_repeat: bool,
+            faults in prop::collection::vec((0usize..Failure::ALL.len(), any::<bool>(), any::<bool>(), 0u64..8_000), 20),
+        ) {
+            let regions = regions(&sizes);
+            let mut plan = plan(&regions, attempts, may_repeat);
+            let limit = attempts.map_or(sizes.len() + 1, usize::from);
+            let mut now = at(0);
+            let mut sent = 0;
+            for (kind, reused, body_lost, passed) in faults {
+                if plan.next(&regions, now).is_err() {
+                    break;
+                }
+                let failure = Failure::ALL[kind];
+                sent += usize::from(!failure.nothing_was_sent());
+                now = now.after(Duration::from_millis(passed));
+                let verdict = plan.failed(&regions, failure, Sent { body_lost, reused, body_incomplete: false }, now);
+                if !failure.nothing_was_sent() && (body_lost || !may_repeat) {
+                    prop_assert!(matches!(verdict, Verdict::Final(_)), "{failure:?}");
+                }
+                if matches!(verdict, Verdict::Final(_)) {
+                    break;
+                }
+            }
+            prop_assert!(plan.spent() <= limit && plan.tries.len() <= limit + 1);
+            prop_assert!(may_repeat || sent <= 1, "sent {sent} times");
+            for (i, t) in plan.tries.iter().enumerate() {
+                let before = &plan.tries[..i];
+                let others_left = (0..regions.len() as u16).any(|r| before.iter().all(|b| b.region.0 != r) && t.region.0 != r);
+                let here = before.iter().filter(|b| b.region == t.region && !b.stale).count();
+                prop_assert!(here < 2 || !others_left, "a third attempt while a region is left");
+            }
+        }
+    }
+}

@@ -268,6 +268,16 @@ pub fn refused() -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
+/// Waits until somebody listens there.
+pub async fn listening(address: SocketAddr) {
+    let wait = async {
+        while TcpStream::connect(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the server does not listen");
+}
+
 /// The proxy, in this process.
 pub struct Portolan {
     pub address: SocketAddr,

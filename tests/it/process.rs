@@ -22,9 +22,14 @@ impl Program {
     pub async fn run(yaml: &str) -> Self {
         let dir = tempfile::TempDir::new().unwrap();
         std::fs::write(dir.path().join("portolan.yaml"), whole(yaml)).unwrap();
+        Self::start("run", dir, "portolan.yaml").await
+    }
+
+    /// Starts `portolan COMMAND` with the file of `dir`.
+    pub async fn start(command: &str, dir: tempfile::TempDir, file: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_portolan"))
-            .args(["run", "--config"])
-            .arg(dir.path().join("portolan.yaml"))
+            .args([command, "--config"])
+            .arg(dir.path().join(file))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -263,4 +268,30 @@ async fn a_taken_port_is_told_before_anything_starts() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot listen on 127.0.0.1:"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_shows_a_region_that_fails_and_comes_back() {
+    let [us, eu] = [refused(), refused()];
+    let dir = tempfile::TempDir::new().unwrap();
+    let yaml = whole(&format!(
+        "regions: {{ us_east: {{ upstreams: [\"http://{us}\"] }}, eu_west: {{ upstreams: [\"http://{eu}\"] }} }}
+routes: [{{ steering: {{ countries: {{ GB: eu_west }}, default: us_east, failover: [us_east, eu_west] }} }}]\n"
+    ));
+    std::fs::write(dir.path().join("demo.yaml"), yaml).unwrap();
+    let mut program = Program::start("demo", dir, "demo.yaml").await;
+    listening(us).await;
+    let london = async || send(program.address, "GET", "/", &[("X-Forwarded-For", "81.2.69.160")], b"").await.text();
+    assert_eq!(london().await, "Hello from eu_west! You are 81.2.69.160 in GB, and asked for /.\n");
+    assert_eq!(send(program.admin, "POST", "/_demo/fail/eu_west", &[], b"").await.status, 200);
+    assert!(london().await.contains("us_east"));
+    assert_eq!(send(program.admin, "POST", "/_demo/restore/eu_west", &[], b"").await.status, 200);
+    let back = async { while !london().await.contains("eu_west") {} };
+    tokio::time::timeout(PATIENCE, back).await.expect("eu_west never came back");
+    assert_eq!(send(program.admin, "POST", "/_demo/fail/mars", &[], b"").await.status, 404);
+    // A page of somebody else's cannot fail a region, whatever the method.
+    let forged = [("Sec-Fetch-Site", "cross-site")];
+    assert_eq!(send(program.admin, "GET", "/_demo/fail/eu_west", &forged, b"").await.status, 403);
+    program.signal("TERM");
+    assert!(program.ended().await.success());
 }

@@ -23,15 +23,6 @@ impl Drop for Server {
     }
 }
 
-async fn listening(address: SocketAddr) {
-    let wait = async {
-        while TcpStream::connect(address).await.is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect("the server does not listen");
-}
-
 /// nginx as the origin of one region.
 async fn nginx(address: SocketAddr, region: &str) -> Server {
     let dir = tempfile::TempDir::new().unwrap();
