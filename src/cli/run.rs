@@ -57,7 +57,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
         ready(&addresses, admin_address);
     }
     let background = state.clone();
-    server::run(state, listeners, move || control(background, reloader, admin, admin_listener, extra));
+    server::run(state, listeners, move || control(background, reloader, admin, admin_listener, extra))?;
     Ok(Exit::Done)
 }
 

@@ -41,7 +41,9 @@ pub async fn watch(reloader: Arc<Reloader>) {
             continue;
         }
         match timeout(POLL, events.recv()).await {
-            Ok(Some(())) | Err(_) => {}
+            // Whatever it was, it may go on (a log that grows in the same folder): once per `SETTLE` is enough.
+            Ok(Some(())) => tokio::time::sleep(SETTLE).await,
+            Err(_) => {}
             // Without a watcher nobody sends: only the poll is left.
             Ok(None) => tokio::time::sleep(POLL).await,
         }

@@ -315,7 +315,7 @@ impl Portolan {
         };
         portolan::tasks::dns::resolve_new(&state.upstreams.all()).await;
         let connections = listen::Connections::new(state.metrics.connections.clone());
-        let app = server::app(state.clone(), 2);
+        let app = server::app(state.clone());
         let mut tasks = Vec::new();
         let mut address = None;
         for listener in listeners {
