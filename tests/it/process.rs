@@ -16,6 +16,8 @@ pub struct Program {
     pub admin: SocketAddr,
     pub dir: tempfile::TempDir,
     log: std::sync::Arc<parking_lot::Mutex<String>>,
+    /// Reads the log to its end.
+    reader: std::thread::JoinHandle<()>,
 }
 
 impl Program {
@@ -36,12 +38,13 @@ impl Program {
             .unwrap();
         let log = std::sync::Arc::new(parking_lot::Mutex::new(String::new()));
         let (theirs, stderr) = (log.clone(), child.stderr.take().unwrap());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 theirs.lock().push_str(&format!("{line}\n"));
             }
         });
-        let mut program = Self { child, address: "0.0.0.0:0".parse().unwrap(), admin: "0.0.0.0:0".parse().unwrap(), dir, log };
+        let mut program =
+            Self { child, address: "0.0.0.0:0".parse().unwrap(), admin: "0.0.0.0:0".parse().unwrap(), dir, log, reader };
         program.said("serving").await;
         let line = program.log.lock().lines().find(|l| l.contains("serving")).unwrap().to_owned();
         let after = |key: &str| line.split(key).nth(1).unwrap().split([']', ' ']).next().unwrap().parse().unwrap();
@@ -52,8 +55,13 @@ impl Program {
     /// Waits until the log says `text`.
     pub async fn said(&mut self, text: &str) {
         let wait = async {
-            while !self.log.lock().contains(text) {
-                assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", self.log.lock());
+            loop {
+                // In this order: what was said before the end is in the log once its reader is done.
+                let over = self.reader.is_finished();
+                if self.log.lock().contains(text) {
+                    return;
+                }
+                assert!(!over, "it ended: {}", self.log.lock());
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         };
