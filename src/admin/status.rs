@@ -111,7 +111,7 @@ impl Status {
                     let upstreams: Vec<_> = region.upstreams.iter().map(|u| UpstreamStatus::of(&u.state, now)).collect();
                     RegionStatus {
                         name: region.name.to_string(),
-                        healthy: upstreams.iter().any(|u| u.state == "usable"),
+                        healthy: region.upstreams.iter().any(|u| u.state.is_usable(now)),
                         upstreams,
                     }
                 })

@@ -11,7 +11,6 @@ use prometheus::{
 
 use super::RequestDone;
 use crate::client::country::LookupResult;
-use crate::regions::health::Standing;
 use crate::request::Moment;
 use crate::state::Live;
 use crate::upstream::{Failure, Outcome, Plan, Stop};
@@ -244,8 +243,7 @@ impl Metrics {
     /// All metrics in the text format, with what is only known at this moment.
     pub fn render(&self, live: &Live, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
         for region in &live.snapshot.regions {
-            let usable =
-                region.upstreams.iter().any(|u| u.state.is_resolved() && u.state.health.standing(now) == Standing::Usable);
+            let usable = region.upstreams.iter().any(|u| u.state.is_usable(now));
             self.region_healthy.with_label_values(&[&region.name]).set(i64::from(usable));
         }
         let built = live.snapshot.countries.as_ref().and_then(|c| c.built.duration_since(UNIX_EPOCH).ok());

@@ -65,6 +65,11 @@ impl UpstreamState {
         !self.addresses.load().is_empty()
     }
 
+    /// Would a request be sent to it without further ado?
+    pub fn is_usable(&self, now: Moment) -> bool {
+        self.is_resolved() && self.health.standing(now) == Standing::Usable
+    }
+
     /// Takes a fresh answer; an empty one is none, and the last good one stays.
     pub fn resolved(&self, mut addresses: Vec<SocketAddr>) {
         addresses.sort_unstable();

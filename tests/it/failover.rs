@@ -488,19 +488,7 @@ async fn a_client_that_stops_sending_gets_408() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http2_origin_that_resets_streams_is_left_and_ejected() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    respond.send_reset(h2::Reason::INTERNAL_ERROR);
-                }
-            });
-        }
-    });
+    let address = http2_origin(|_, mut respond| respond.send_reset(h2::Reason::INTERNAL_ERROR)).await;
     let eu = Origin::always(ok("eu")).await;
     let edge = Portolan::start(&two(&format!("h2c://{address}"), &eu.url(), "")).await;
     for _ in 0..5 {

@@ -262,6 +262,24 @@ pub async fn read_body(head: &str, stream: &mut TcpStream, buffer: &mut Vec<u8>)
     Some(std::mem::replace(buffer, rest))
 }
 
+/// An origin that speaks nothing but HTTP/2, and does this with every request.
+pub async fn http2_origin(act: fn(http::Request<h2::RecvStream>, h2::server::SendResponse<bytes::Bytes>)) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    act(request, respond);
+                }
+            });
+        }
+    });
+    address
+}
+
 /// An address where nobody listens.
 pub fn refused() -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

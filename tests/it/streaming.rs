@@ -158,25 +158,14 @@ async fn server_sent_events_arrive_as_they_are_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http2_by_prior_knowledge_to_clients_and_to_origins() {
-    // An origin that speaks nothing but HTTP/2.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(stream).await.unwrap();
-                while let Some(Ok((request, mut respond))) = connection.accept().await {
-                    let told = request.headers().get("portolan-country").unwrap().to_str().unwrap().to_owned();
-                    let answer = http::Response::builder()
-                        .header("x-told", told)
-                        .header("x-authority", request.uri().authority().unwrap().as_str());
-                    let mut body = respond.send_response(answer.body(()).unwrap(), false).unwrap();
-                    body.send_data("over h2".into(), true).unwrap();
-                }
-            });
-        }
-    });
+    let address = http2_origin(|request, mut respond| {
+        let told = request.headers().get("portolan-country").unwrap().to_str().unwrap().to_owned();
+        let answer =
+            http::Response::builder().header("x-told", told).header("x-authority", request.uri().authority().unwrap().as_str());
+        let mut body = respond.send_response(answer.body(()).unwrap(), false).unwrap();
+        body.send_data("over h2".into(), true).unwrap();
+    })
+    .await;
     let other = format!(
         "regions: {{ a: {{ upstreams: [{{ url: \"h2c://{address}\", host: origin.example.com }}] }} }}\nroutes: [{{ name: all }}]\n"
     );
