@@ -7,17 +7,18 @@
 use std::alloc::System;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderMap, Method};
 use portolan::client::country::CountryDatabase;
 use portolan::config::Paths;
 use portolan::decide::{Next, decide};
-use portolan::regions::health::UpstreamState;
-use portolan::reload::build;
+use portolan::memory::Memory;
+use portolan::reload::{Known, build};
 use portolan::request::{Facts, Moment};
+use portolan::signing::Key;
 use portolan::snapshot::Snapshot;
+use portolan::upstream::Backends;
 use portolan::upstream::plan::Mode;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -45,7 +46,7 @@ fn snapshot() -> Snapshot {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), yaml).unwrap();
     let paths = Paths { file: file.path().to_owned(), environment: None };
-    build(&paths, None, &mut |url| Arc::new(UpstreamState::new(url.clone()))).unwrap().snapshot
+    build(&paths, &Known::default(), &Memory::new(Key::new(b"bench"))).unwrap().snapshot
 }
 
 /// One decision and its first attempt, as a request makes them.
@@ -53,7 +54,9 @@ fn journey(snapshot: &Snapshot, facts: &Facts<'_>) {
     let now = Moment::default();
     let decision = decide(black_box(snapshot), black_box(facts), now, Mode::Commit);
     let Next::Forward(mut plan) = decision.next else { unreachable!("every request of this bench has a route") };
-    black_box(plan.next(&snapshot.regions, now)).unwrap();
+    let matched = decision.route.and_then(|m| snapshot.route(m.route));
+    let retry = &matched.unwrap().retry;
+    black_box(plan.next(Backends { regions: &snapshot.regions, retry }, now)).unwrap();
     black_box(plan);
 }
 
@@ -76,6 +79,8 @@ fn benches(criterion: &mut Criterion) {
         path,
         headers: &headers,
         has_body: false,
+        unix: 0,
+        chance: 7,
     };
     let exact = facts("h42.example.com", "/api/742/orders/17");
     let wildcard = facts("a.b.w742.example.com:8080", "/api/742/orders/17");
@@ -99,7 +104,7 @@ fn benches(criterion: &mut Criterion) {
             }
         })
         .collect();
-    let database: &CountryDatabase = snapshot.countries.as_deref().unwrap();
+    let database: &CountryDatabase = snapshot.databases.countries.as_deref().unwrap();
     let mut next = addresses.iter().cycle();
     criterion.bench_function("country/10000 random addresses", |b| b.iter(|| black_box(database.lookup(*next.next().unwrap()))));
     let region = Region::new(ALLOCATOR);

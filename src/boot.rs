@@ -10,12 +10,16 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::admin::Admin;
-use crate::config::{Paths, Problem};
+use crate::config::{self, Paths, Problem};
+use crate::memory::Memory;
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::Metrics;
+use crate::orders::{self, Orders};
 use crate::proxy::listen;
-use crate::reload::{Reloader, build, start};
-use crate::state::{Live, State, Upstreams};
+use crate::reload::{Known, Reloader, build, start};
+use crate::signing::Key;
+use crate::state::{Live, State};
+use crate::tasks::dns::Resolver;
 
 /// A process that is ready to serve.
 #[derive(Debug)]
@@ -56,6 +60,14 @@ pub enum Refused {
         /// What the system says.
         error: io::Error,
     },
+    /// The state directory cannot be used.
+    #[error("state_dir `{path}` cannot be used: {error}")]
+    StateDir {
+        /// The folder.
+        path: String,
+        /// What the system says.
+        error: io::Error,
+    },
     /// Two metrics share a name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -63,8 +75,18 @@ pub enum Refused {
 
 /// Reads the configuration, binds every address and opens the access log. Blocks on disk.
 pub fn boot(paths: Paths) -> Result<Booted, Refused> {
-    let upstreams = Upstreams::default();
-    let built = build(&paths, None, &mut |url| upstreams.of(url)).map_err(|f| Refused::Problems(f.problems))?;
+    // The key comes from the configuration that is read on top of it, so the file is read first of all.
+    let early = config::load(&paths).map_err(|f| Refused::Problems(f.problems))?;
+    // A file with problems is refused below; until then nothing of it is believed.
+    let sound = Some(&early.config).filter(|_| early.problems.is_empty());
+    let dir = sound.and_then(|config| config.state_dir.as_deref()).map(|dir| paths.resolve(dir));
+    let kept = |error| Refused::StateDir { path: dir.as_ref().map(|d| d.display().to_string()).unwrap_or_default(), error };
+    let secret = sound.and_then(|config| config.secret.as_ref()).map(|secret| secret.reveal());
+    let secret = orders::secret(secret, dir.as_deref()).map_err(kept)?;
+    let memory = Arc::new(Memory::new(Key::new(&secret)));
+    let built = build(&paths, &Known::default(), &memory).map_err(|f| Refused::Problems(f.problems))?;
+    let orders = Orders::open(dir.clone(), &memory).map_err(kept)?;
+    let resolver = Resolver::new(built.config.resolver.servers.iter().map(|a| a.0).collect());
     let bind = |address| listen::bind(address).map_err(|error| Refused::Listen { address, error });
     let listeners = built.config.listeners.iter().map(|l| bind(l.address.0)).collect::<Result<_, _>>()?;
     let settings = built.config.admin.clone();
@@ -77,11 +99,13 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
     metrics.reloaded(status.generation, status.successful);
     let state = Arc::new(State {
         live: ArcSwap::from_pointee(Live::new(snapshot, &metrics)),
-        upstreams,
+        memory,
+        resolver,
         metrics,
         access_log,
         reload: Mutex::new(status),
         started: SystemTime::now(),
+        orders,
     });
     let reloader = Reloader::new(paths, state.clone(), first);
     let admin = Admin::new(state.clone(), reloader.clone(), settings);

@@ -3,21 +3,25 @@
 
 use std::fmt::{self, Write};
 use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::client::address::{ClientAddress, Source};
+use crate::client::place::Place;
 use crate::decide::{Next, decide};
-use crate::regions::health::Standing;
+use crate::regions::balance::{Balance, Field};
+use crate::regions::endpoint::{Address, Endpoint};
+use crate::regions::spill;
 use crate::regions::steering::Why;
-use crate::regions::{Region, RegionId, Upstream};
-use crate::request::{Facts, Moment};
+use crate::regions::{Region, RegionId};
+use crate::request::{Facts, Moment, hash_ip};
 use crate::respond::Refusal;
 use crate::routes::{HostMatch, Matched, Patience, Router};
 use crate::snapshot::Snapshot;
-use crate::upstream::plan::{Mode, upstream};
-use crate::upstream::{Failure, Outcome, Plan, Sent, Verdict};
+use crate::upstream::plan::{Mode, Moved, upstream};
+use crate::upstream::{Backends, Failure, Outcome, Plan, Sent, Verdict};
 
 /// The request to explain; also the body of `POST /explain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,6 +59,8 @@ pub struct Explanation {
     pub route: Option<Route>,
     /// Candidate regions in order, each with the reason for its place.
     pub regions: Vec<RegionPlace>,
+    /// The region that steering put first, and why the order begins with another.
+    pub moved: Option<MovedFrom>,
     /// How long is waited for what, and how often is tried.
     pub limits: Option<Limits>,
     /// The attempts that would follow.
@@ -90,6 +96,10 @@ pub struct Client {
 pub struct Country {
     /// The code.
     pub code: String,
+    /// The subdivision (ISO 3166-2), where the city database has it.
+    pub subdivision: Option<String>,
+    /// Where the coordinates are from: `city`, `centroid` of the country, or nowhere.
+    pub coordinates: Option<&'static str>,
     /// `found`, `unknown`, `no_database` or `error`.
     pub result: &'static str,
     /// The database's kind and file.
@@ -125,8 +135,21 @@ pub struct RegionPlace {
     pub name: String,
     /// Why it stands here.
     pub because: String,
+    /// The part of such requests that begins here at the moment.
+    pub share: f32,
+    /// How it balances, limits and keeps its clients.
+    pub inside: String,
     /// Its upstreams and how they are.
     pub upstreams: Vec<UpstreamSeen>,
+}
+
+/// The region that steering put first, although the request does not begin there.
+#[derive(Debug, Serialize)]
+pub struct MovedFrom {
+    /// Its name.
+    pub region: String,
+    /// Why not there.
+    pub because: String,
 }
 
 /// An upstream and how it is.
@@ -134,7 +157,7 @@ pub struct RegionPlace {
 pub struct UpstreamSeen {
     /// Where it listens.
     pub url: String,
-    /// `usable`, `trial due`, `ejected for 4.2s`, `unresolved`, or `down (assumed)`.
+    /// How it is, and why; `down (assumed)` where the question says so.
     pub state: String,
 }
 
@@ -151,6 +174,8 @@ pub struct Limits {
     pub attempts: usize,
     /// May a request that was sent be sent again?
     pub repeat: String,
+    /// What the route's retry budget still allows.
+    pub budget: String,
 }
 
 /// An attempt that would be made.
@@ -188,13 +213,21 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     }
     let facts = parsed.facts(question.ip);
     let decision = decide(snapshot, &facts, now, Mode::Peek);
-    let database = snapshot.countries.as_ref();
+    let databases = &snapshot.databases;
+    let countries = databases.countries.as_ref().map(|d| (&d.kind, &d.path, d.built));
+    let database = countries.or(databases.cities.as_ref().map(|d| (&d.kind, &d.path, d.built)));
     let client = Client { ip: decision.client.ip, peer: question.ip, because: client_because(snapshot, &decision.client) };
     let country = Country {
-        code: decision.country.to_string(),
-        result: decision.lookup.label(),
-        database: database.map(|d| format!("{} ({})", d.kind, d.path.display())),
-        database_built: database.map(|d| humantime::format_rfc3339_seconds(d.built).to_string()),
+        code: decision.place.country.to_string(),
+        subdivision: decision.place.subdivision.map(|_| decision.place.area().to_string()),
+        coordinates: match (decision.place.city, decision.place.point()) {
+            (Some(_), _) => Some("city"),
+            (None, Some(_)) => Some("centroid"),
+            (None, None) => None,
+        },
+        result: decision.place.lookup.label(),
+        database: database.map(|(kind, path, _)| format!("{kind} ({})", path.display())),
+        database_built: database.map(|(.., built)| humantime::format_rfc3339_seconds(built).to_string()),
     };
     let request = RequestSeen { method: parsed.method.to_string(), host: facts.host.to_owned(), path: facts.path.to_owned() };
     let route = decision.route.and_then(|matched| route(snapshot, &facts, matched));
@@ -205,14 +238,19 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
             country,
             route,
             regions: Vec::new(),
+            moved: None,
             limits: None,
             attempts: Vec::new(),
             answer: refused(refusal),
         },
         Next::Forward(mut plan) => Explanation {
-            regions: regions(snapshot, &plan, &country.code, &down, now),
-            limits: decision.route.and_then(|m| snapshot.route(m.route)).map(|r| limits(r, &plan, &facts)),
-            answer: play(snapshot, &mut plan, &down, now),
+            regions: regions(snapshot, &plan, &decision.place, &down, now),
+            moved: plan.moved.map(|(region, why)| moved(snapshot, region, why)),
+            limits: decision.route.and_then(|m| snapshot.route(m.route)).map(|r| limits(r, &plan, &facts, now)),
+            answer: match decision.route.and_then(|m| snapshot.route(m.route)) {
+                Some(route) => play(snapshot, route, &mut plan, &down, now),
+                None => refused(Refusal::NoRoute),
+            },
             attempts: plan.tries.iter().map(|t| attempt(snapshot, t)).collect(),
             request,
             client,
@@ -252,7 +290,10 @@ impl Parsed {
     fn facts(&self, peer: IpAddr) -> Facts<'_> {
         let has_body = self.headers.get(http::header::CONTENT_LENGTH).is_some_and(|l| l != "0")
             || self.headers.contains_key(http::header::TRANSFER_ENCODING);
-        Facts { peer, method: &self.method, host: &self.host, path: &self.path, headers: &self.headers, has_body }
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        // The same question has the same answer: the client's draw is made of its address.
+        let chance = hash_ip(peer);
+        Facts { peer, method: &self.method, host: &self.host, path: &self.path, headers: &self.headers, has_body, unix, chance }
     }
 }
 
@@ -293,35 +334,97 @@ fn shown(facts: &Facts<'_>, matched: Matched) -> String {
     }
 }
 
-fn regions(snapshot: &Snapshot, plan: &Plan, country: &str, down: &[RegionId], now: Moment) -> Vec<RegionPlace> {
-    let place = |i: usize, why: Why| {
-        let before = plan.order.iter().take(i).filter(|c| c.why == why).count() + 1;
+fn regions(snapshot: &Snapshot, plan: &Plan, place: &Place, down: &[RegionId], now: Moment) -> Vec<RegionPlace> {
+    let country = place.country;
+    let because = |i: usize, why: Why| {
+        let nth = plan.order.iter().take(i).filter(|c| c.why == why).count() + 1;
         match why {
-            Why::Country => format!("steering.countries.{country} names it, place {before}"),
-            Why::Default => format!("steering.default names it, place {before}, and {country} is not listed"),
-            Why::Failover => format!("steering.failover, place {before} of those not named above"),
+            Why::Subdivision => format!("steering.countries.{} names it, place {nth}", place.area()),
+            Why::Country => format!("steering.countries.{country} names it, place {nth}"),
+            Why::Continent => format!("steering.continents names it for {country}'s continent, place {nth}"),
+            Why::Default => format!("steering.default names it, place {nth}, and {country} is not listed"),
+            Why::Weighted => format!("drawn by steering.weights, place {nth}"),
+            Why::Proximity => format!("by distance from the client, place {nth}"),
+            Why::Latency => format!("by the time to first byte that was learned, place {nth}"),
+            Why::Exploration => "tried out, so that something is learned".to_owned(),
+            Why::Failover => format!("steering.failover, place {nth} of those not named above"),
+            Why::Writes => "steering.writes: the method is unsafe".to_owned(),
+            Why::WritesFailover => format!("steering.writes_failover, place {nth}"),
+            Why::ReadYourWrites => "steering.writes: the client wrote just now".to_owned(),
+            Why::Preferred => format!("the client prefers it, place {nth}"),
+            Why::Forced => format!("the client insists on it, place {nth}"),
+            Why::Affinity => "the client's affinity cookie names an upstream in it".to_owned(),
+            Why::Replay => "an upstream asked for it".to_owned(),
         }
     };
-    let state = |id: RegionId, upstream: &Upstream| {
-        if down.contains(&id) {
-            return "down (assumed)".to_owned();
-        }
-        match upstream.state.health.standing(now) {
-            _ if !upstream.state.is_resolved() => "unresolved".to_owned(),
-            Standing::Usable => "usable".to_owned(),
-            Standing::TrialDue => "ejected, a trial is due".to_owned(),
-            Standing::Ejected { until } => format!("ejected for {}", seconds(until.since(now))),
+    let state = |id: RegionId, endpoint: &Endpoint| match down.contains(&id) {
+        true => "down (assumed)".to_owned(),
+        false => {
+            let (word, why) = crate::regions::endpoint::describe(endpoint, now);
+            let fine = word == "usable" && endpoint.health.counts().0 == 0;
+            if fine { word.to_owned() } else { format!("{word}: {why}") }
         }
     };
-    let seen = |(i, (id, region)): (usize, (RegionId, &Region))| RegionPlace {
-        name: region.name.to_string(),
-        because: plan.order.get(i).map(|c| place(i, c.why)).unwrap_or_default(),
-        upstreams: region.upstreams.iter().map(|u| UpstreamSeen { url: u.url.to_string(), state: state(id, u) }).collect(),
+    let shares = spill::shares(plan.candidates(&snapshot.regions).map(|(_, region)| region.capacity(now)));
+    let seen = |(i, (id, region)): (usize, (RegionId, &Region))| {
+        let mut upstreams = Vec::new();
+        for upstream in &region.upstreams {
+            let endpoints = upstream.state.endpoints();
+            let url = |address: &Address| match upstream.url.needs_dns() {
+                true => format!("{} ({address})", upstream.url),
+                false => upstream.url.to_string(),
+            };
+            if endpoints.is_empty() {
+                upstreams.push(UpstreamSeen { url: upstream.url.to_string(), state: "unresolved".to_owned() });
+            }
+            upstreams.extend(endpoints.iter().map(|e| UpstreamSeen { url: url(&e.address), state: state(id, e) }));
+        }
+        RegionPlace {
+            name: region.name.to_string(),
+            because: plan.order.get(i).map(|c| because(i, c.why)).unwrap_or_default(),
+            share: shares.get(i).copied().unwrap_or_default(),
+            inside: inside(region, now),
+            upstreams,
+        }
     };
     plan.candidates(&snapshot.regions).enumerate().map(seen).collect()
 }
 
-fn limits(route: &crate::routes::Route, plan: &Plan, facts: &Facts<'_>) -> Limits {
+/// How a region treats the requests that it gets.
+fn inside(region: &Region, now: Moment) -> String {
+    let mut text = match &region.balance {
+        Balance::LeastRequests => "least_requests".to_owned(),
+        Balance::RoundRobin => "round_robin".to_owned(),
+        Balance::Hash(Field::Ip) => "hash by ip".to_owned(),
+        Balance::Hash(Field::Cookie(name)) => format!("hash by cookie {name}"),
+        Balance::Hash(Field::Header(name)) => format!("hash by header {name}"),
+    };
+    if let Some(affinity) = &region.affinity {
+        let _ = write!(text, ", affinity by cookie {}", affinity.cookie);
+    }
+    if let Some(hard) = region.limits.hard {
+        let _ = write!(text, ", {} of at most {hard} requests at once", region.state.in_flight());
+    }
+    if let Some(control) = region.state.control.load().as_ref() {
+        let share = control.share(now) * 100.0;
+        let _ = write!(text, ", {}: keeps {share:.0} % of its traffic ({})", control.kind.label(), control.reason);
+    }
+    text
+}
+
+fn moved(snapshot: &Snapshot, region: RegionId, why: Moved) -> MovedFrom {
+    let because = match why {
+        Moved::Spill => "a part of its upstreams is out, so a part of its requests moves on, this one included",
+        Moved::Away => "an operator evacuates or drains it",
+        Moved::Ejected => "none of its upstreams is usable",
+    };
+    let region = snapshot.region(region).map(|r| r.name.to_string()).unwrap_or_default();
+    MovedFrom { region, because: because.to_owned() }
+}
+
+fn limits(route: &crate::routes::Route, plan: &Plan, facts: &Facts<'_>, now: Moment) -> Limits {
+    let (requests, retries) = route.retry.budget.counts(now);
+    let allowed = if route.retry.budget.allows(route.retry.allowance, now) { "allows more" } else { "is spent" };
     let silence = match plan.patience {
         Patience::FirstByte => format!("{} (timeouts.first_byte)", seconds(route.timeouts.first_byte)),
         Patience::Idle => format!("{} (timeouts.idle: silent by nature)", seconds(route.timeouts.idle)),
@@ -337,36 +440,37 @@ fn limits(route: &crate::routes::Route, plan: &Plan, facts: &Facts<'_>) -> Limit
         total: seconds(route.timeouts.total),
         attempts: plan.max_tries(),
         repeat,
+        budget: format!("{allowed}: {retries} retries for {requests} requests in the last 10 s"),
     }
 }
 
 /// Plays the attempts: regions assumed down refuse connections, every other upstream answers.
-fn play(snapshot: &Snapshot, plan: &mut Plan, down: &[RegionId], now: Moment) -> Answer {
-    let regions = &snapshot.regions;
-    while let Ok(next) = plan.next(regions, now) {
-        let resolved = upstream(regions, next.region, next.upstream).is_some_and(|u| u.state.is_resolved());
-        let failure = match (resolved, down.contains(&next.region)) {
+fn play(snapshot: &Snapshot, route: &crate::routes::Route, plan: &mut Plan, down: &[RegionId], now: Moment) -> Answer {
+    let backends = Backends { regions: &snapshot.regions, retry: &route.retry };
+    while let Ok(next) = plan.next(backends, now) {
+        let failure = match (next.endpoint.is_some(), down.contains(&next.region)) {
             (false, _) => Failure::Unresolved,
             (true, true) => Failure::ConnectRefused,
             (true, false) => {
                 plan.assume_answered(now);
                 let name = snapshot.region(next.region).map(|r| r.name.to_string());
-                let text = format!("served by {}", name.as_deref().unwrap_or_default());
+                let panic = if plan.panic { " (nothing is usable, so everything is tried)" } else { "" };
+                let text = format!("served by {}{panic}", name.as_deref().unwrap_or_default());
                 return Answer { region: name, status: None, text };
             }
         };
-        if plan.failed(regions, failure, Sent::default(), now) != Verdict::Again {
+        if plan.failed(backends, failure, Sent::default(), now) != Verdict::Again {
             break;
         }
     }
-    refused(Refusal::after(plan, plan.retry_after(regions, now)))
+    refused(Refusal::after(plan, plan.retry_after(&snapshot.regions, now)))
 }
 
 fn attempt(snapshot: &Snapshot, t: &crate::upstream::Try) -> AttemptSeen {
     let outcome = match t.outcome {
         Outcome::Answered(_) => "answers".to_owned(),
         Outcome::Failed(failure) => failure.label().to_owned(),
-        Outcome::Pending | Outcome::Truncated(_) => t.outcome.label().to_owned(),
+        Outcome::Pending | Outcome::Truncated(_) | Outcome::Replayed(_) => t.outcome.label().to_owned(),
     };
     AttemptSeen {
         region: snapshot.region(t.region).map(|r| r.name.to_string()).unwrap_or_default(),
@@ -401,7 +505,11 @@ impl fmt::Display for Explanation {
             (Some(database), Some(built)) => format!("{} in {database}, built {built}", self.country.result),
             _ => "client.country_database is not set".to_owned(),
         };
-        row("country", &self.country.code, &database)?;
+        let mut country = self.country.subdivision.clone().unwrap_or(self.country.code.clone());
+        if let Some(coordinates) = self.country.coordinates {
+            let _ = write!(country, ", coordinates of its {}", if coordinates == "city" { "city" } else { "centre" });
+        }
+        row("country", &country, &database)?;
         match &self.route {
             Some(route) => {
                 row("route", &route.name, &route.because)?;
@@ -414,14 +522,19 @@ impl fmt::Display for Explanation {
         for (i, region) in self.regions.iter().enumerate() {
             let label = if i == 0 { "regions" } else { "" };
             row(label, &format!("{}. {}", i + 1, region.name), &region.because)?;
+            row("", &format!("  {}; {:.0} % begin here", region.inside, region.share * 100.0), "")?;
             for upstream in &region.upstreams {
                 row("", &format!("  {} {}", upstream.url, upstream.state), "")?;
             }
         }
+        if let Some(MovedFrom { region, because }) = &self.moved {
+            row("moved", &format!("not to {region}"), because)?;
+        }
         if let Some(limits) = &self.limits {
-            let Limits { connect, silence, total, attempts, repeat } = limits;
+            let Limits { connect, silence, total, attempts, repeat, budget } = limits;
             row("limits", &format!("connect {connect}, silence {silence}, total {total}, at most {attempts} attempts"), "")?;
             row("", &format!("sent again? {repeat}"), "")?;
+            row("", &format!("retry budget {budget}"), "")?;
         }
         for (i, attempt) in self.attempts.iter().enumerate() {
             let label = if i == 0 { "attempts" } else { "" };

@@ -1,29 +1,37 @@
 //! The reload machine: read -> same digest, stop -> compile -> boot settings differ, refuse -> resolve
 //! new names -> one swap -> drop what is gone. A failure before the swap changes nothing.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex as SyncMutex;
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::client::city::CityDatabase;
 use crate::client::country::CountryDatabase;
+use crate::client::place::Databases;
 use crate::config::load::Failed;
-use crate::config::units::UpstreamUrl;
+use crate::config::problem::KeyPath;
 use crate::config::{self, Config, Fingerprint, Input, Paths, Problem};
 use crate::key_path;
+use crate::memory::Memory;
 use crate::observe::access_log;
-use crate::regions::health::UpstreamState;
+use crate::regions::Identity;
 use crate::snapshot::{Resources, Snapshot, compile};
 use crate::state::{Live, ReloadStatus, State};
-use crate::tasks::dns;
 
-/// A country database and the file it was read from.
-pub type Database = (Fingerprint, Arc<CountryDatabase>);
+/// A database and the file it was read from.
+type Read<T> = Option<(Fingerprint, Arc<T>)>;
+
+/// Databases and the files they were read from: one that has not changed is not read again.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    countries: Read<CountryDatabase>,
+    cities: Read<CityDatabase>,
+}
 
 /// A configuration that could be put in force.
 #[derive(Debug)]
@@ -38,26 +46,41 @@ pub struct Build {
     pub inputs: Vec<Input>,
     /// A digest of all of them.
     pub digest: u64,
-    database: Option<Database>,
+    known: Known,
 }
 
 /// Reads and compiles everything, without touching what is in force. `known` spares reading a database
 /// that has not changed. Blocks on disk.
-pub fn build(
-    paths: &Paths,
-    known: Option<&Database>,
-    state_of: &mut dyn FnMut(&UpstreamUrl) -> Arc<UpstreamState>,
-) -> Result<Build, Failed> {
+pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Failed> {
     let mut loaded = config::load(paths)?;
     let mut gathered =
         Gathered { resources: Resources::default(), inputs: Vec::new(), problems: Vec::new(), hasher: DefaultHasher::new() };
-    let database = gathered.country_database(paths, &loaded.config, known);
-    gathered.authorities(paths, &loaded.config);
+    let client = &loaded.config.client;
+    let (at, key) = (paths, key_path!["client", "country_database"]);
+    let countries = gathered.database(
+        at,
+        client.country_database.as_ref(),
+        key,
+        "country",
+        &known.countries,
+        |db| &db.path,
+        CountryDatabase::new,
+    );
+    let key = key_path!["client", "city_database"];
+    let cities =
+        gathered.database(at, client.city_database.as_ref(), key, "city", &known.cities, |db| &db.path, CityDatabase::new);
+    gathered.resources.databases =
+        Databases { countries: countries.as_ref().map(|(_, db)| db.clone()), cities: cities.as_ref().map(|(_, db)| db.clone()) };
+    let known = Known { countries, cities };
+    gathered.certificates(paths, &loaded.config);
+    if let Some(dir) = &mut loaded.config.state_dir {
+        *dir = paths.resolve(dir);
+    }
     let log = &mut loaded.config.access_log.path;
     *log = access_log::resolve(log, |p| paths.resolve(p));
     let Gathered { resources, inputs, mut problems, mut hasher } = gathered;
     let inputs = [std::mem::take(&mut loaded.inputs), inputs].concat();
-    let (snapshot, more) = match compile(&loaded.config, &resources, state_of) {
+    let (snapshot, more) = match compile(&loaded.config, &resources, memory) {
         Ok((snapshot, warnings)) => (Some(snapshot), warnings),
         Err(problems) => (None, problems),
     };
@@ -66,7 +89,7 @@ pub fn build(
     match snapshot {
         Some(snapshot) if !problems.iter().any(Problem::is_error) => {
             loaded.digest.hash(&mut hasher);
-            Ok(Build { config: loaded.config, snapshot, warnings: problems, inputs, digest: hasher.finish(), database })
+            Ok(Build { config: loaded.config, snapshot, warnings: problems, inputs, digest: hasher.finish(), known })
         }
         _ => Err(Failed { problems, inputs }),
     }
@@ -80,61 +103,91 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn country_database(&mut self, paths: &Paths, config: &Config, known: Option<&Database>) -> Option<Database> {
-        let path = paths.resolve(config.client.country_database.as_ref()?);
+    /// Reads a database, unless the known one is of the same file.
+    #[expect(clippy::too_many_arguments, reason = "two kinds of databases are read in the same way")]
+    fn database<T>(
+        &mut self,
+        paths: &Paths,
+        path: Option<&PathBuf>,
+        key: KeyPath,
+        kind: &str,
+        known: &Read<T>,
+        path_of: impl FnOnce(&T) -> &PathBuf,
+        new: impl FnOnce(PathBuf, Vec<u8>) -> Result<T, String>,
+    ) -> Read<T> {
+        let path = paths.resolve(path?);
         let input = Input::now(path.clone());
         let fingerprint = input.seen;
         self.inputs.push(input);
-        let database = match known.filter(|(of, db)| Some(*of) == fingerprint && db.path == path) {
+        let database = match known.as_ref().filter(|(of, db)| Some(*of) == fingerprint && *path_of(db) == path) {
             Some((_, known)) => Ok(known.clone()),
-            None => std::fs::read(&path)
-                .map_err(|e| e.to_string())
-                .and_then(|bytes| CountryDatabase::new(path.clone(), bytes))
-                .map(Arc::new),
+            None => std::fs::read(&path).map_err(|e| e.to_string()).and_then(|bytes| new(path.clone(), bytes)).map(Arc::new),
         };
         match (database, fingerprint) {
             (Ok(database), Some(fingerprint)) => {
                 fingerprint.hash(&mut self.hasher);
-                self.resources.countries = Some(database.clone());
                 Some((fingerprint, database))
             }
             (Ok(_), None) => None,
             (Err(error), _) => {
-                let message = format!("the country database `{}` cannot be used: {error}", path.display());
-                self.problems.push(Problem::error(key_path!["client", "country_database"], message).label("this file"));
+                let message = format!("the {kind} database `{}` cannot be used: {error}", path.display());
+                self.problems.push(Problem::error(key, message).label("this file"));
                 None
             }
         }
     }
 
-    fn authorities(&mut self, paths: &Paths, config: &Config) {
-        let mut read = HashMap::new();
+    /// Authorities, and certificates of ours, of every upstream.
+    fn certificates(&mut self, paths: &Paths, config: &Config) {
         for (name, region) in &config.regions {
             for (i, upstream) in region.upstreams.iter().enumerate() {
-                let Some(ca) = upstream.options().tls.ca else { continue };
-                let path = paths.resolve(&ca);
-                let found = read.entry(ca.clone()).or_insert_with(|| {
-                    self.inputs.push(Input::now(path.clone()));
-                    certificates(&path)
-                });
-                match found {
-                    Ok(der) => {
-                        der.hash(&mut self.hasher);
-                        self.resources.authorities.insert(ca, der.clone());
-                    }
-                    Err(error) => {
-                        let at = key_path!["regions", name, "upstreams", i, "tls", "ca"];
-                        let message = format!("the authorities in `{}` cannot be used: {error}", path.display());
-                        self.problems.push(Problem::error(at, message).label("this file"));
+                let at = key_path!["regions", name, "upstreams", i, "tls"];
+                let config::UpstreamTls { sni: _, ca, cert, key } = upstream.options().tls;
+                if let Some(ca) = ca
+                    && let Some(der) = self.pem(paths, &ca, &at.join("ca"), "authorities", certificates)
+                {
+                    self.resources.authorities.insert(ca, der.into());
+                }
+                if let (Some(cert), Some(key)) = (cert, key) {
+                    let chain = self.pem(paths, &cert, &at.join("cert"), "certificate", certificates);
+                    let private = self.pem(paths, &key, &at.join("key"), "key", private_key);
+                    if let (Some(chain), Some(private)) = (chain, private) {
+                        match identity(chain, private) {
+                            Ok(identity) => drop(self.resources.identities.insert((cert, key), Arc::new(identity))),
+                            Err(error) => self.problems.push(Problem::error(at.join("key"), error).label("this file")),
+                        }
                     }
                 }
+            }
+        }
+    }
+
+    fn pem<T: Hash>(
+        &mut self,
+        paths: &Paths,
+        path: &Path,
+        at: &KeyPath,
+        what: &str,
+        read: impl FnOnce(&Path) -> Result<T, String>,
+    ) -> Option<T> {
+        let path = paths.resolve(path);
+        self.inputs.push(Input::now(path.clone()));
+        match read(&path) {
+            Ok(found) => {
+                found.hash(&mut self.hasher);
+                Some(found)
+            }
+            Err(error) => {
+                let message = format!("the {what} in `{}` cannot be used: {error}", path.display());
+                self.problems.push(Problem::error(at.clone(), message).label("this file"));
+                None
             }
         }
     }
 }
 
 /// The certificates of a PEM file, each known to parse.
-fn certificates(path: &Path) -> Result<Arc<[Vec<u8>]>, String> {
+fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
     let all = CertificateDer::pem_file_iter(path).map_err(|e| e.to_string())?;
     let all: Vec<Vec<u8>> = all.map(|c| c.map(|c| c.to_vec())).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
     if all.is_empty() {
@@ -143,7 +196,19 @@ fn certificates(path: &Path) -> Result<Arc<[Vec<u8>]>, String> {
     for der in &all {
         x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
     }
-    Ok(all.into())
+    Ok(all)
+}
+
+/// The private key of a PEM file, in DER.
+fn private_key(path: &Path) -> Result<Vec<u8>, String> {
+    let key = PrivateKeyDer::from_pem_file(path).map_err(|e| e.to_string())?;
+    Ok(key.secret_der().to_vec())
+}
+
+/// A certificate and its key, known to belong together.
+fn identity(chain: Vec<Vec<u8>>, key: Vec<u8>) -> Result<Identity, String> {
+    crate::proxy::check_identity(&chain, &key)?;
+    Ok(Identity { chain, key })
 }
 
 /// The configuration in force, and how to replace it.
@@ -165,13 +230,19 @@ pub struct Boot {
     pub listeners: Vec<config::Listener>,
     /// Where operators connect.
     pub admin: config::Admin,
+    /// How names are resolved.
+    pub resolver: config::Resolver,
+    /// Where orders for regions survive.
+    pub state_dir: Option<PathBuf>,
+    /// Signs cookies.
+    pub secret: Option<config::units::Secret>,
 }
 
 #[derive(Debug)]
 struct Current {
     digest: u64,
     inputs: Vec<Input>,
-    database: Option<Database>,
+    known: Known,
 }
 
 /// The trigger of a reload that nobody asked for: a file changed.
@@ -188,15 +259,21 @@ pub enum Reloaded {
 
 impl Boot {
     fn of(config: &Config) -> Self {
-        Self { listeners: config.listeners.clone(), admin: config.admin.clone() }
+        Self {
+            listeners: config.listeners.clone(),
+            admin: config.admin.clone(),
+            resolver: config.resolver.clone(),
+            state_dir: config.state_dir.clone(),
+            secret: config.secret.clone(),
+        }
     }
 }
 
 impl Reloader {
     /// Puts the first configuration in force: `state` was made from `first`.
     pub fn new(paths: Paths, state: Arc<State>, first: First) -> Arc<Self> {
-        let First { boot, digest, inputs, database } = first;
-        let current = SyncMutex::new(Current { digest, inputs, database });
+        let First { boot, digest, inputs, known } = first;
+        let current = SyncMutex::new(Current { digest, inputs, known });
         Arc::new(Self { paths, state, boot, current, turn: tokio::sync::Mutex::new(()) })
     }
 
@@ -229,11 +306,9 @@ impl Reloader {
     }
 
     fn build(&self) -> Result<Build, Failed> {
-        let known = self.current.lock().database.clone();
-        let built = build(&self.paths, known.as_ref(), &mut |url| self.state.upstreams.of(url));
-        if built.is_err() {
-            self.state.upstreams.tidy(&self.state.live.load().snapshot);
-        }
+        let known = self.current.lock().known.clone();
+        let built = build(&self.paths, &known, &self.state.memory);
+        self.state.memory.tidy();
         built
     }
 
@@ -241,21 +316,23 @@ impl Reloader {
         let refused = self.refused(&build.config);
         if !refused.is_empty() {
             self.also_watch(build.inputs);
-            self.state.upstreams.tidy(&self.state.live.load().snapshot);
+            drop(build.snapshot);
+            self.state.memory.tidy();
             return Err(refused);
         }
         if build.digest == self.current.lock().digest {
             self.current.lock().inputs = build.inputs;
             return Ok((Reloaded::Unchanged, build.warnings));
         }
-        dns::resolve_new(&self.state.upstreams.all()).await;
+        self.state.resolver.resolve_new(&self.state.memory.upstreams()).await;
         let old = self.state.live.load_full();
         if build.snapshot.access_log != old.snapshot.access_log {
             let log = &build.snapshot.access_log;
             if let Err(error) = self.state.access_log.retarget(log) {
                 let message = format!("the access log `{}` cannot be opened: {error}", log.display());
                 self.also_watch(build.inputs);
-                self.state.upstreams.tidy(&old.snapshot);
+                drop(build.snapshot);
+                self.state.memory.tidy();
                 return Err(vec![Problem::error(key_path!["access_log", "path"], message)]);
             }
         }
@@ -263,8 +340,9 @@ impl Reloader {
         self.state.live.store(live.clone());
         // From here on nothing can fail.
         self.state.metrics.tidy(&old, &live);
-        self.state.upstreams.tidy(&live.snapshot);
-        *self.current.lock() = Current { digest: build.digest, inputs: build.inputs, database: build.database };
+        drop(old);
+        self.state.memory.tidy();
+        *self.current.lock() = Current { digest: build.digest, inputs: build.inputs, known: build.known };
         Ok((Reloaded::Swapped, build.warnings))
     }
 
@@ -279,9 +357,15 @@ impl Reloader {
 
     /// Boot settings that differ from those the process runs with.
     fn refused(&self, config: &Config) -> Vec<Problem> {
-        let Boot { listeners, admin } = &self.boot;
+        let Boot { listeners, admin, resolver, state_dir, secret } = &self.boot;
         let mut refused = Vec::new();
-        for (key, same) in [("listeners", *listeners == config.listeners), ("admin", *admin == config.admin)] {
+        for (key, same) in [
+            ("listeners", *listeners == config.listeners),
+            ("admin", *admin == config.admin),
+            ("resolver", *resolver == config.resolver),
+            ("state_dir", *state_dir == config.state_dir),
+            ("secret", *secret == config.secret),
+        ] {
             if !same {
                 let problem = Problem::error(key_path![key], format!("`{key}` changed: restart needed"));
                 refused.push(problem.hint("restart the process, or put the old value back"));
@@ -335,12 +419,12 @@ pub struct First {
     pub boot: Boot,
     digest: u64,
     inputs: Vec<Input>,
-    database: Option<Database>,
+    known: Known,
 }
 
 /// Takes a build apart: the snapshot goes into the state, the rest to the reloader.
 pub fn start(build: Build) -> (Snapshot, First, ReloadStatus) {
-    let Build { config, snapshot, warnings, inputs, digest, database } = build;
+    let Build { config, snapshot, warnings, inputs, digest, known } = build;
     let status = ReloadStatus {
         generation: 1,
         at: SystemTime::now(),
@@ -348,5 +432,5 @@ pub fn start(build: Build) -> (Snapshot, First, ReloadStatus) {
         successful: true,
         problems: warnings.iter().map(Problem::to_json).collect(),
     };
-    (snapshot, First { boot: Boot::of(&config), digest, inputs, database }, status)
+    (snapshot, First { boot: Boot::of(&config), digest, inputs, known }, status)
 }

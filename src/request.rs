@@ -45,12 +45,31 @@ pub struct Facts<'a> {
     pub headers: &'a HeaderMap,
     /// The request has a body, or may have one.
     pub has_body: bool,
+    /// The time of day, as seconds since 1970: cookies carry it, for their readers may be other processes.
+    pub unix: u64,
+    /// A random number, the request's own. With it everything that follows is settled.
+    pub chance: u64,
 }
 
 impl Facts<'_> {
     /// Methods whose repetition does no harm (RFC 9110, section 9.2.2).
     pub fn is_idempotent(&self) -> bool {
         matches!(*self.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+    }
+
+    /// Methods that change nothing (RFC 9110, section 9.2.1).
+    pub fn is_safe(&self) -> bool {
+        matches!(*self.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+    }
+
+    /// The value of a cookie; the first if there are several.
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        cookie(self.headers.get_all(header::COOKIE).iter(), name)
+    }
+
+    /// The text of a header; the first if there are several.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// Exchanges that are silent by nature: upgrades, event streams, and uploads that are large or of
@@ -71,6 +90,38 @@ impl Facts<'_> {
                 None => true,
             }
     }
+}
+
+/// The value of the first cookie of this name in the `Cookie` headers `all`.
+pub fn cookie<'a>(all: impl Iterator<Item = &'a header::HeaderValue>, name: &str) -> Option<&'a str> {
+    let mut pairs = all.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(n, _)| *n == name).map(|(_, value)| value.trim_matches('"'))
+}
+
+/// A hash that is the same in every process: FNV-1a, then mixed.
+pub fn hash(bytes: &[u8]) -> u64 {
+    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));
+    mix(fnv)
+}
+
+/// Spreads every bit over all others (the finalizer of SplitMix64).
+pub fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// A hash of an address.
+pub fn hash_ip(ip: IpAddr) -> u64 {
+    match ip {
+        IpAddr::V4(ip) => hash(&ip.octets()),
+        IpAddr::V6(ip) => hash(&ip.octets()),
+    }
+}
+
+/// `hash` as a number from 0 to 1, 1 excluded.
+pub fn unit(hash: u64) -> f32 {
+    (hash >> 40) as f32 / (1u64 << 24) as f32
 }
 
 /// A host without its port and trailing dot. Case is kept; compare without it.
@@ -102,14 +153,44 @@ mod tests {
     }
 
     #[test]
+    fn cookies() {
+        let headers: HeaderMap = [("cookie", "a=1; b=2"), ("cookie", "c=\"x=y\";a=3")]
+            .map(|(k, v)| (http::HeaderName::from_static(k), header::HeaderValue::from_static(v)))
+            .into_iter()
+            .collect();
+        let facts = Facts {
+            peer: IpAddr::from([127, 0, 0, 1]),
+            method: &Method::GET,
+            host: "",
+            path: "/",
+            headers: &headers,
+            has_body: false,
+            unix: 0,
+            chance: 0,
+        };
+        for (name, value) in [("a", Some("1")), ("b", Some("2")), ("c", Some("x=y")), ("d", None), ("", None)] {
+            assert_eq!(facts.cookie(name), value, "{name}");
+        }
+    }
+
+    #[test]
     fn patience() {
         let case = |method: Method, headers: &[(&'static str, &str)], has_body: bool| {
             let headers = headers
                 .iter()
                 .map(|(k, v)| (header::HeaderName::from_static(k), v.parse().unwrap_or(header::HeaderValue::from_static(""))))
                 .collect();
-            Facts { peer: IpAddr::from([127, 0, 0, 1]), method: &method, host: "", path: "/", headers: &headers, has_body }
-                .is_patient()
+            Facts {
+                peer: IpAddr::from([127, 0, 0, 1]),
+                method: &method,
+                host: "",
+                path: "/",
+                headers: &headers,
+                has_body,
+                unix: 0,
+                chance: 0,
+            }
+            .is_patient()
         };
         assert!(!case(Method::GET, &[], false));
         assert!(case(Method::GET, &[("upgrade", "WebSocket")], false));

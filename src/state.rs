@@ -1,6 +1,5 @@
 //! Everything that outlives a reload, in one place.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,12 +8,13 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 
 use crate::config::problem::ProblemJson;
-use crate::config::units::UpstreamUrl;
+use crate::memory::Memory;
 use crate::observe::RequestDone;
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{Metrics, RegionMetrics, RouteMetrics};
-use crate::regions::health::UpstreamState;
+use crate::orders::Orders;
 use crate::snapshot::Snapshot;
+use crate::tasks::dns::Resolver;
 
 /// A snapshot in force, with the metrics of its routes and regions at hand.
 #[derive(Debug)]
@@ -41,27 +41,6 @@ impl Live {
     }
 }
 
-/// What is known of each upstream, by address.
-#[derive(Debug, Default)]
-pub struct Upstreams(Mutex<HashMap<UpstreamUrl, Arc<UpstreamState>>>);
-
-impl Upstreams {
-    /// What is known of `url`; nothing yet if it is new.
-    pub fn of(&self, url: &UpstreamUrl) -> Arc<UpstreamState> {
-        self.0.lock().entry(url.clone()).or_insert_with(|| Arc::new(UpstreamState::new(url.clone()))).clone()
-    }
-
-    /// Every upstream.
-    pub fn all(&self) -> Vec<Arc<UpstreamState>> {
-        self.0.lock().values().cloned().collect()
-    }
-
-    /// Forgets upstreams that `snapshot` does not have.
-    pub fn tidy(&self, snapshot: &Snapshot) {
-        self.0.lock().retain(|url, _| snapshot.upstreams().any(|(_, u)| u.url == *url));
-    }
-}
-
 /// How the last reload went.
 #[derive(Debug, Clone)]
 pub struct ReloadStatus {
@@ -82,8 +61,10 @@ pub struct ReloadStatus {
 pub struct State {
     /// The snapshot in force.
     pub live: ArcSwap<Live>,
-    /// Health and addresses.
-    pub upstreams: Upstreams,
+    /// What decisions read: health, addresses, budgets, what was learned.
+    pub memory: Arc<Memory>,
+    /// How names are resolved.
+    pub resolver: Resolver,
     /// Metrics.
     pub metrics: Metrics,
     /// The access log.
@@ -92,6 +73,8 @@ pub struct State {
     pub reload: Mutex<ReloadStatus>,
     /// When the process started.
     pub started: SystemTime,
+    /// Orders for regions, and the file where they survive a restart.
+    pub orders: Orders,
 }
 
 impl State {

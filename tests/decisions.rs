@@ -9,9 +9,10 @@ use std::sync::Arc;
 use portolan::config::Paths;
 use portolan::config::tree::{Node, Value};
 use portolan::explain::{Question, explain};
-use portolan::regions::health::UpstreamState;
-use portolan::reload::build;
+use portolan::memory::Memory;
+use portolan::reload::{Known, build};
 use portolan::request::Moment;
+use portolan::signing::Key;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -71,7 +72,7 @@ fn run(file: &Path, dir: &Path) -> usize {
     let config = tempfile::NamedTempFile::new_in(dir.parent().unwrap().join("config")).unwrap();
     std::fs::write(config.path(), table.config.to_string()).unwrap();
     let paths = Paths { file: config.path().to_owned(), environment: None };
-    let built = build(&paths, None, &mut |url| Arc::new(UpstreamState::new(url.clone()))).unwrap();
+    let built = build(&paths, &Known::default(), &Memory::new(Key::new(b"test"))).unwrap();
     for case in &table.cases {
         let question = Question {
             ip: case.ip,

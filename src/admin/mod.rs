@@ -3,6 +3,7 @@
 
 mod guard;
 mod page;
+mod regions;
 mod status;
 
 use std::sync::Arc;
@@ -44,6 +45,7 @@ impl Admin {
             .route("/status.json", get(status_json))
             .route("/reload", post(reload))
             .route("/explain", post(explained))
+            .route("/regions/{name}/{action}", post(regions::order))
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
             .with_state(self.clone())
@@ -58,7 +60,7 @@ async fn front(Extract(admin): Extract<Admin>) -> Response {
 }
 
 async fn metrics(Extract(admin): Extract<Admin>) -> Response {
-    match admin.state.metrics.render(&admin.state.live.load(), clock::now()) {
+    match admin.state.metrics.render(&admin.state.live.load(), admin.state.memory.latency.areas(), clock::now()) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
@@ -70,7 +72,7 @@ async fn status_json(Extract(admin): Extract<Admin>) -> Json<Status> {
 
 async fn readyz(Extract(admin): Extract<Admin>) -> Response {
     let status = Status::now(&admin.state, clock::now());
-    match status.regions.iter().any(|r| r.healthy) {
+    match status.regions.iter().any(|r| r.healthy && !r.away) {
         true => "ready\n".into_response(),
         false => (StatusCode::SERVICE_UNAVAILABLE, "no region is usable\n").into_response(),
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::Status;
+use crate::orders::rfc3339;
 
 /// No script, nothing from elsewhere; the style's hash is not needed because there is one place for it.
 pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'";
@@ -61,18 +62,39 @@ fn body(page: &mut String, status: &Status) -> std::fmt::Result {
     if !config.last_reload_successful {
         page.push_str("</div>");
     }
-    page.push_str("<h2>Regions</h2><table><tr><th>Region<th>Upstream<th>State<th>Why");
+    page.push_str("<h2>Regions</h2><table><tr><th>Region<th>Upstream<th>State<th>At once<th>First byte<th>Why");
     for region in &status.regions {
         for (i, upstream) in region.upstreams.iter().enumerate() {
             let name = if i == 0 { text(&region.name) } else { String::new() };
             let class = if upstream.state == "usable" { "good" } else { "bad" };
             let (url, because) = (text(&upstream.url), text(&upstream.because));
-            write!(page, "<tr><td>{name}<td><code>{url}</code><td class={class}>{}<td>{because}", upstream.state)?;
+            let first_byte = upstream.first_byte_ms.map_or("–".to_owned(), |ms| format!("{ms:.1} ms"));
+            write!(page, "<tr><td>{name}<td><code>{url}</code>")?;
+            match &upstream.address {
+                Some(address) if !upstream.url.contains(address.as_str()) => {
+                    write!(page, "<br><small>{}</small>", text(address))?
+                }
+                _ => {}
+            }
+            let word = upstream.state.replace('_', " ");
+            write!(page, "<td class={class}>{word}<td>{}<td>{first_byte}<td>{because}", upstream.in_flight)?;
+            if let Some(check) = &upstream.check {
+                write!(page, "<br><small>Health check {}</small>", text(check))?;
+            }
+        }
+        if let Some(order) = &region.order {
+            let until = order.until.map(|until| format!(" until {}", rfc3339(until))).unwrap_or_default();
+            let share = (region.granted * 100.0).round();
+            let reason = if order.reason.is_empty() { "no reason given".to_owned() } else { text(&order.reason) };
+            let kind = order.kind.label();
+            write!(page, "<tr><td><td colspan=5 class=bad>{kind}{until}: {reason}. It keeps {share} % of its traffic.")?;
         }
     }
-    page.push_str("</table><h2>Routes</h2><p>");
-    page.push_str(&text(&status.routes.join(", ")));
-    page.push_str("<p><a href=/metrics>Metrics</a> · <a href=/status.json>Status as JSON</a>");
+    page.push_str("</table><h2>Routes</h2><table><tr><th>Route<th>Requests in 10 s<th>Retries in 10 s");
+    for route in &status.routes {
+        write!(page, "<tr><td>{}<td>{}<td>{}", text(&route.name), route.requests_10s, route.retries_10s)?;
+    }
+    page.push_str("</table><p><a href=/metrics>Metrics</a> · <a href=/status.json>Status as JSON</a>");
     Ok(())
 }
 

@@ -1,11 +1,15 @@
 //! `/status.json`: what an operator asks first.
 
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::client::place::Databases;
 use crate::config::problem::ProblemJson;
-use crate::regions::health::Standing;
+use crate::orders::Kept;
+use crate::regions::endpoint::{Endpoint, describe};
+use crate::regions::{Region, Upstream};
 use crate::request::Moment;
 use crate::state::State;
 
@@ -26,8 +30,10 @@ pub struct Status {
     pub country_database: Option<DatabaseStatus>,
     /// The regions.
     pub regions: Vec<RegionStatus>,
-    /// The names of the routes.
-    pub routes: Vec<String>,
+    /// The routes.
+    pub routes: Vec<RouteStatus>,
+    /// Areas of which something was learned (`policy: latency`).
+    pub learned_areas: usize,
 }
 
 /// The configuration in force.
@@ -61,23 +67,60 @@ pub struct DatabaseStatus {
 pub struct RegionStatus {
     /// Its name.
     pub name: String,
-    /// At least one upstream is usable.
+    /// At least one upstream is in good health.
     pub healthy: bool,
-    /// Its upstreams.
+    /// An operator took it out entirely.
+    pub away: bool,
+    /// The share of its upstreams that is usable, slow start included.
+    pub usable: f32,
+    /// The share of its traffic that an operator leaves it.
+    pub granted: f32,
+    /// The order in force, if there is one.
+    pub order: Option<Kept>,
+    /// Requests that it is answering.
+    pub in_flight: u32,
+    /// Requests that wait for a place.
+    pub waiting: u32,
+    /// Time to first byte of its health checks.
+    pub check_ms: Option<f64>,
+    /// Its upstreams; one with several addresses comes several times.
     pub upstreams: Vec<UpstreamStatus>,
 }
 
-/// An upstream.
+/// An upstream at one of its addresses.
 #[derive(Debug, Serialize)]
 pub struct UpstreamStatus {
     /// Where it listens.
     pub url: String,
-    /// `usable`, `ejected`, `trial_due` or `unresolved`.
+    /// The address, if it is known.
+    pub address: Option<String>,
+    /// `usable`, `failing`, `resting`, `trial_due`, `ejected`, `down` or `unresolved`.
     pub state: &'static str,
-    /// Why, in words.
+    /// Why.
     pub because: String,
-    /// The addresses its name points to.
-    pub addresses: Vec<String>,
+    /// What the last health check said, if there is one.
+    pub check: Option<String>,
+    /// Used only while the others fail.
+    pub backup: bool,
+    /// The part of its share that it gets, below 1 in slow start.
+    pub ramp: f32,
+    /// Requests that it is answering.
+    pub in_flight: u32,
+    /// Its time to first byte, smoothed.
+    pub first_byte_ms: Option<f64>,
+    /// Its name could not be resolved again: the address may be out of date.
+    pub stale: bool,
+}
+
+/// A route.
+#[derive(Debug, Serialize)]
+pub struct RouteStatus {
+    /// Its name.
+    pub name: String,
+    /// Requests of the last ten seconds.
+    pub requests_10s: u64,
+    /// Retries of the last ten seconds.
+    pub retries_10s: u64,
 }
 
 impl Status {
@@ -86,7 +129,7 @@ impl Status {
         let live = state.live.load();
         let snapshot = &live.snapshot;
         let reload = state.reload.lock().clone();
-        let time = |t: SystemTime| humantime::format_rfc3339_seconds(t).to_string();
+        let orders = state.orders.list(state);
         Self {
             version: env!("CARGO_PKG_VERSION"),
             started: time(state.started),
@@ -99,46 +142,92 @@ impl Status {
                 last_reload_trigger: reload.trigger,
                 problems: reload.problems,
             },
-            country_database: snapshot.countries.as_ref().map(|d| DatabaseStatus {
-                kind: d.kind.clone(),
-                path: d.path.display().to_string(),
-                built: time(d.built),
-            }),
-            regions: snapshot
-                .regions
+            country_database: database(&snapshot.databases),
+            regions: snapshot.regions.iter().map(|region| RegionStatus::of(region, &orders, now)).collect(),
+            routes: snapshot
+                .routes
                 .iter()
-                .map(|region| {
-                    let upstreams: Vec<_> = region.upstreams.iter().map(|u| UpstreamStatus::of(&u.state, now)).collect();
-                    RegionStatus {
-                        name: region.name.to_string(),
-                        healthy: region.upstreams.iter().any(|u| u.state.is_usable(now)),
-                        upstreams,
-                    }
+                .map(|route| {
+                    let (requests_10s, retries_10s) = route.retry.budget.counts(now);
+                    RouteStatus { name: route.name.to_string(), requests_10s, retries_10s }
                 })
                 .collect(),
-            routes: snapshot.routes.iter().map(|r| r.name.to_string()).collect(),
+            learned_areas: state.memory.latency.areas(),
+        }
+    }
+}
+
+fn time(t: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(t).to_string()
+}
+
+/// The database that countries come from.
+fn database(databases: &Databases) -> Option<DatabaseStatus> {
+    let countries = databases.countries.as_ref().map(|d| (&d.kind, &d.path, d.built));
+    let (kind, path, built) = countries.or(databases.cities.as_ref().map(|d| (&d.kind, &d.path, d.built)))?;
+    Some(DatabaseStatus { kind: kind.clone(), path: path.display().to_string(), built: time(built) })
+}
+
+impl RegionStatus {
+    fn of(region: &Region, orders: &[Kept], now: Moment) -> Self {
+        let capacity = region.capacity(now);
+        let mut upstreams = Vec::new();
+        for upstream in &region.upstreams {
+            let endpoints = upstream.state.endpoints();
+            match endpoints.is_empty() {
+                true => upstreams.push(UpstreamStatus::unresolved(upstream)),
+                false => upstreams.extend(endpoints.iter().map(|e| UpstreamStatus::of(region, upstream, e, now))),
+            }
+        }
+        Self {
+            name: region.name.to_string(),
+            healthy: region.is_healthy(now),
+            away: region.state.is_away(now),
+            usable: capacity.usable,
+            granted: capacity.granted,
+            order: orders.iter().find(|kept| kept.region == *region.name).cloned(),
+            in_flight: region.state.in_flight(),
+            waiting: region.state.waiting(),
+            check_ms: region.state.check_time().map(|t| t.as_secs_f64() * 1_000.0),
+            upstreams,
         }
     }
 }
 
 impl UpstreamStatus {
-    fn of(upstream: &crate::regions::health::UpstreamState, now: Moment) -> Self {
-        let (failures, ejections) = upstream.health.counts();
-        let (state, because) = match upstream.health.standing(now) {
-            _ if !upstream.is_resolved() => ("unresolved", "its name has no address yet".to_owned()),
-            Standing::Usable if failures == 0 => ("usable", "no failure since the last success".to_owned()),
-            Standing::Usable => ("usable", format!("{failures} failures in a row")),
-            Standing::TrialDue => ("trial_due", "its ejection is over; one request may try it".to_owned()),
-            Standing::Ejected { until } => {
-                let left = Duration::from_millis(until.since(now).as_millis() as u64);
-                ("ejected", format!("ejection number {ejections}, for another {}", humantime::format_duration(left)))
-            }
-        };
+    fn unresolved(upstream: &Upstream) -> Self {
         Self {
             url: upstream.url.to_string(),
+            address: None,
+            state: "unresolved",
+            because: "its name has no address yet".to_owned(),
+            check: None,
+            backup: upstream.backup,
+            ramp: 1.0,
+            in_flight: 0,
+            first_byte_ms: None,
+            stale: true,
+        }
+    }
+
+    fn of(region: &Region, upstream: &Upstream, endpoint: &Endpoint, now: Moment) -> Self {
+        let (state, because) = describe(endpoint, now);
+        let ramp = endpoint.ramp(region.slow_start, now);
+        let check = endpoint.active.last.lock().as_ref().map(|last| {
+            let word = if last.good { "good" } else { "bad" };
+            format!("{word}: {} in {:.1} ms", last.text, last.took.as_secs_f64() * 1_000.0)
+        });
+        Self {
+            url: upstream.url.to_string(),
+            address: Some(endpoint.address.to_string()),
             state,
-            because,
-            addresses: upstream.addresses().iter().map(ToString::to_string).collect(),
+            because: if ramp < 1.0 { format!("{because}; slow start, {:.0} % of its share", ramp * 100.0) } else { because },
+            check,
+            backup: upstream.backup || endpoint.backup,
+            ramp,
+            in_flight: endpoint.in_flight(),
+            first_byte_ms: endpoint.first_byte(now).map(|us| us as f64 / 1_000.0),
+            stale: upstream.state.dns.stale.load(Relaxed),
         }
     }
 }

@@ -1,12 +1,11 @@
 //! `portolan check`: every problem at once.
 
-use std::sync::Arc;
-
 use clap::Args;
 
 use super::{ConfigArgs, Exit, print, print_problems};
-use crate::regions::health::UpstreamState;
-use crate::reload::build;
+use crate::memory::Memory;
+use crate::reload::{Known, build};
+use crate::signing::Key;
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -20,7 +19,7 @@ pub struct Check {
 impl Check {
     pub fn run(self) -> anyhow::Result<Exit> {
         let paths = self.config.paths();
-        match build(&paths, None, &mut |url| Arc::new(UpstreamState::new(url.clone()))) {
+        match build(&paths, &Known::default(), &Memory::new(Key::new(b"check"))) {
             Ok(built) => {
                 print_problems(&built.warnings);
                 if self.strict && !built.warnings.is_empty() {

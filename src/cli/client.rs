@@ -30,8 +30,13 @@ pub struct Answer {
 }
 
 impl AdminArgs {
-    /// Sends one request. The admin side is on this machine or behind a tunnel: plain HTTP only.
+    /// Sends a request without a body.
     pub fn request(&self, method: &str, path: &str) -> anyhow::Result<Answer> {
+        self.send(method, path, "")
+    }
+
+    /// Sends one request. The admin side is on this machine or behind a tunnel: plain HTTP only.
+    pub fn send(&self, method: &str, path: &str, body: &str) -> anyhow::Result<Answer> {
         if self.admin.scheme() != "http" {
             return Err(UserError("--admin takes an http:// URL").into());
         }
@@ -42,7 +47,8 @@ impl AdminArgs {
         let host = address.first().map(ToString::to_string).unwrap_or_default();
         let authorization = self.token.as_ref().map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
         // HTTP/1.0: the answer ends where the connection does.
-        write!(stream, "{method} {path} HTTP/1.0\r\nHost: {host}\r\n{authorization}Content-Length: 0\r\n\r\n")?;
+        let length = body.len();
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: {host}\r\n{authorization}Content-Length: {length}\r\n\r\n{body}")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;

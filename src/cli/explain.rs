@@ -1,16 +1,17 @@
 //! `portolan explain`: a request's journey, without the journey.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use clap::Args;
 
 use super::{ConfigArgs, Exit, print, print_problems};
+use crate::config;
 use crate::explain::{Question, explain};
-use crate::regions::health::UpstreamState;
-use crate::reload::build;
+use crate::memory::Memory;
+use crate::reload::{Known, build};
 use crate::request::Moment;
-use crate::tasks::dns;
+use crate::signing::Key;
+use crate::tasks::dns::Resolver;
 
 #[derive(Debug, Args)]
 pub struct Explain {
@@ -43,12 +44,11 @@ fn header(text: &str) -> Result<(String, String), String> {
 impl Explain {
     pub fn run(self) -> anyhow::Result<Exit> {
         let Self { config, ip, method, headers, down, json, url } = self;
-        let mut upstreams = Vec::new();
-        let built = build(&config.paths(), None, &mut |url| {
-            let state = Arc::new(UpstreamState::new(url.clone()));
-            upstreams.push(state.clone());
-            state
-        });
+        let paths = config.paths();
+        // With `secret` in the configuration cookies that a running process signed can be understood.
+        let secret = config::load(&paths).ok().and_then(|loaded| loaded.config.secret);
+        let memory = Memory::new(Key::new(secret.as_ref().map_or("explain", |s| s.reveal()).as_bytes()));
+        let built = build(&paths, &Known::default(), &memory);
         let built = match built {
             Ok(built) => built,
             Err(failed) => {
@@ -58,7 +58,8 @@ impl Explain {
         };
         // A name without an address would never be tried, so it has to be known before telling.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(dns::resolve_new(&upstreams));
+        let resolver = Resolver::new(built.config.resolver.servers.iter().map(|a| a.0).collect());
+        runtime.block_on(resolver.resolve_new(&memory.upstreams()));
         let question = Question { ip, method, url, headers, down };
         match explain(&built.snapshot, &question, Moment::default()) {
             Ok(explanation) if json => print(&serde_json::to_string_pretty(&explanation)?),

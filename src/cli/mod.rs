@@ -4,6 +4,7 @@ mod check;
 mod client;
 mod demo;
 mod explain;
+mod region;
 mod reload;
 mod run;
 mod status;
@@ -66,6 +67,8 @@ enum Command {
     Status(status::StatusCommand),
     /// Make a running process read its configuration again
     Reload(client::AdminArgs),
+    /// Take a region out of a running process, and bring it back
+    Region(region::RegionCommand),
 }
 
 /// Where the configuration is.
@@ -117,6 +120,7 @@ fn command() -> anyhow::Result<Exit> {
         }
         Command::Status(status) => status.run(),
         Command::Reload(admin) => reload::run(&admin),
+        Command::Region(region) => region.run(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::config::Paths;
 use crate::proxy::server;
 use crate::reload::Reloader;
 use crate::state::State;
-use crate::tasks::{dns, signals, watch};
+use crate::tasks::{orders, probe, signals, watch};
 
 /// What the demo adds to a plain run.
 #[derive(Default)]
@@ -34,7 +34,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
             print_problems(&problems);
             return Ok(Exit::User);
         }
-        Err(refused @ (Refused::Listen { .. } | Refused::AccessLog { .. })) => {
+        Err(refused @ (Refused::Listen { .. } | Refused::AccessLog { .. } | Refused::StateDir { .. })) => {
             eprintln!("error: {refused}");
             return Ok(Exit::User);
         }
@@ -44,7 +44,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
     let resolving = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     resolving.block_on(async {
         signals::catch()?;
-        dns::resolve_new(&state.upstreams.all()).await;
+        state.resolver.resolve_new(&state.memory.upstreams()).await;
         Ok::<_, std::io::Error>(())
     })?;
     // A slow name is resolved again in the background of the server.
@@ -63,7 +63,9 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
 
 /// The work in the background, until the runtime ends it.
 async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, listener: std::net::TcpListener, extra: Extra) {
-    tokio::spawn(dns::refresh(state));
+    tokio::spawn(state.resolver.clone().refresh(state.clone()));
+    tokio::spawn(probe::run(state.clone()));
+    tokio::spawn(orders::run(state));
     tokio::spawn(signals::act(reloader.clone()));
     tokio::spawn(watch::watch(reloader));
     if let Some(begin) = extra.work {

@@ -48,9 +48,19 @@ impl StatusCommand {
         }
         for region in status.pointer("/regions").and_then(Value::as_array).into_iter().flatten() {
             let name = region.get("name").and_then(Value::as_str).unwrap_or_default();
+            if let Some(kind) = region.pointer("/order/kind").and_then(Value::as_str) {
+                let share = region.get("granted").and_then(Value::as_f64).unwrap_or_default() * 100.0;
+                print(&format!("{name:<16} {kind}, keeps {share:.0} % of its traffic"));
+            }
             for upstream in region.get("upstreams").and_then(Value::as_array).into_iter().flatten() {
                 let field = |key: &str| upstream.get(key).and_then(Value::as_str).unwrap_or_default();
-                print(&format!("{name:<16} {:<32} {:<10} {}", field("url"), field("state"), field("because")));
+                // A name with several addresses comes several times.
+                let address = field("address");
+                let place = match field("url").contains(address) {
+                    true => field("url").to_owned(),
+                    false => format!("{} ({address})", field("url")),
+                };
+                print(&format!("{name:<16} {place:<32} {:<10} {}", field("state"), field("because")));
             }
         }
         Ok(Exit::Done)

@@ -114,27 +114,36 @@ fn read(record: &Record<'_>, layout: Layout) -> Result<Option<Country>, maxmindd
     Ok(code.and_then(Country::from_database))
 }
 
-/// Reads every record once and returns the layout of those that have a country. (The reader's own
-/// `verify` refuses files without a description, which real ones lack.)
+/// Reads every record once and returns the layout of those that have a country.
 fn verify(reader: &Reader<Vec<u8>>) -> Result<Option<Layout>, String> {
+    let mut layout = None;
+    every_record(reader, |record| match layout {
+        None => {
+            layout = LAYOUTS.into_iter().find(|layout| matches!(read(record, *layout), Ok(Some(_))));
+            Ok(())
+        }
+        Some(layout) => read(record, layout).map(drop),
+    })?;
+    Ok(layout)
+}
+
+/// Calls `each` with every record once, and makes sure that the tree is one. (The reader's own `verify`
+/// refuses files without a description, which real ones lack.)
+pub(super) fn every_record(
+    reader: &Reader<Vec<u8>>,
+    mut each: impl FnMut(&Record<'_>) -> Result<(), maxminddb::MaxMindDbError>,
+) -> Result<(), String> {
     // A sound tree of n nodes has at most n + 1 leaves; a cycle would go on for ever.
     let limit = usize::try_from(reader.metadata().node_count).unwrap_or(usize::MAX).saturating_add(1);
     let mut seen = FxHashSet::default();
-    let mut layout = None;
     for (i, record) in reader.networks(WithinOptions::default()).map_err(|e| e.to_string())?.enumerate() {
         let record = record.map_err(|e| e.to_string())?;
         if i > limit {
             return Err("its search tree is not a tree".to_owned());
         }
-        if !record.offset().is_some_and(|offset| seen.insert(offset)) {
-            continue;
-        }
-        match layout {
-            None => layout = LAYOUTS.into_iter().find(|layout| matches!(read(&record, *layout), Ok(Some(_)))),
-            Some(layout) => {
-                read(&record, layout).map_err(|e| e.to_string())?;
-            }
+        if record.offset().is_some_and(|offset| seen.insert(offset)) {
+            each(&record).map_err(|e| e.to_string())?;
         }
     }
-    Ok(layout)
+    Ok(())
 }

@@ -1,4 +1,7 @@
-//! Who is asking: the address, and the country it is in.
+//! Who is asking: the address, and where it is.
 
 pub mod address;
+pub mod atlas;
+pub mod city;
 pub mod country;
+pub mod place;

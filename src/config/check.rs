@@ -21,14 +21,9 @@ const LATER: &[&str] = &[
     "cache",
     "listeners.*.tls",
     "listeners.*.proxy_protocol",
-    "client.city_database",
     "client.asn_database",
-    "regions.*.health_check",
     "routes.*.cache",
 ];
-
-/// Values that belong to Portolan but not to this version.
-const LATER_VALUES: &[(&str, &[&str])] = &[("routes.*.steering.policy", &["weighted", "latency", "proximity"])];
 
 /// Every problem of `node` under `schema`, in the order of the file, and the tree with stand-ins.
 pub fn check(node: &Node, schema: &Json) -> (Vec<Problem>, Json) {
@@ -178,14 +173,9 @@ impl<'a> Checker<'a> {
 
     fn option(&mut self, node: &Node, path: &KeyPath, value: &str, shown: &str, options: &[&str]) {
         let list = options.join(", ");
-        let later = LATER_VALUES.iter().any(|(at, values)| matches(at, path) && values.contains(&value));
-        let mut problem = if later {
-            Problem::error(path.clone(), format!("`{}: {value}` is not in this version", last(path)))
-        } else {
-            Problem::error(path.clone(), format!("{shown} does not fit `{}`", last(path)))
-        };
+        let mut problem = Problem::error(path.clone(), format!("{shown} does not fit `{}`", last(path)));
         problem = problem.at(&node.place).label(format!("expected one of: {list}"));
-        if let Some(near) = nearest(value, options.iter().copied()).filter(|_| !later) {
+        if let Some(near) = nearest(value, options.iter().copied()) {
             problem = problem.hint(format!("did you mean `{near}`?"));
         }
         self.problems.push(problem);

@@ -20,6 +20,9 @@ pub struct Client {
     /// A country database in MaxMind's format. Without one everybody is `XX`.
     #[serde(default)]
     pub country_database: Option<PathBuf>,
+    /// A city database in MaxMind's format: subdivisions, coordinates, and countries where `country_database` is not set.
+    #[serde(default)]
+    pub city_database: Option<PathBuf>,
 }
 
 fn default_ip_header() -> HeaderName {
@@ -28,6 +31,6 @@ fn default_ip_header() -> HeaderName {
 
 impl Default for Client {
     fn default() -> Self {
-        Self { trusted_proxies: Vec::new(), ip_header: default_ip_header(), country_database: None }
+        Self { trusted_proxies: Vec::new(), ip_header: default_ip_header(), country_database: None, city_database: None }
     }
 }

@@ -79,3 +79,12 @@ impl Default for Shutdown {
         Self { grace: default_grace() }
     }
 }
+
+/// How names are resolved.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Resolver {
+    /// DNS servers to ask in place of the system's.
+    #[serde(default)]
+    pub servers: Vec<Address>,
+}

@@ -18,11 +18,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use client::Client;
-pub use listeners::{AccessLog, Admin, Listener, Shutdown};
+pub use listeners::{AccessLog, Admin, Listener, Resolver, Shutdown};
 pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
 pub use problem::{Problem, Severity};
-pub use regions::{Region, Upstream, UpstreamOptions, UpstreamTls};
-pub use routes::{OneOrMany, Policy, Retry, Route, Steering, Timeouts};
+pub use regions::{
+    Affinity, AffinityFailover, Balance, BalancePolicy, CheckKind, CheckMethod, HashBy, HashField, HealthCheck, Location, Queue,
+    Region, Upstream, UpstreamOptions, UpstreamTls,
+};
+pub use routes::{OneOrMany, Policy, Retry, RetryBudget, Route, Steering, Timeouts};
 use units::Name;
 
 /// The whole configuration file.
@@ -50,6 +53,15 @@ pub struct Config {
     /// How the process stops.
     #[serde(default)]
     pub shutdown: Shutdown,
+    /// How names of upstreams are resolved. A change needs a restart.
+    #[serde(default)]
+    pub resolver: Resolver,
+    /// A folder of Portolan's own: drained and evacuated regions survive a restart there. A change needs a restart.
+    #[serde(default)]
+    pub state_dir: Option<std::path::PathBuf>,
+    /// Signs cookies. By default made at random, and kept in `state_dir` where there is one. A change needs a restart.
+    #[serde(default)]
+    pub secret: Option<units::Secret>,
 }
 
 /// The JSON Schema of [`Config`]: what `portolan schema` prints and what files are checked against.

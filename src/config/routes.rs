@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::units::{Country, HostPattern, Name, PathPrefix, Span};
+use super::units::{Area, Continent, HostPattern, Name, PathPrefix, Span};
 
 /// One route.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -36,6 +36,12 @@ pub struct Route {
     /// Tell the client the region that answered, as `Portolan-Region`.
     #[serde(default = "yes")]
     pub region_header: bool,
+    /// An upstream may answer `fly-replay` or `Portolan-Replay` to have the request sent elsewhere.
+    #[serde(default = "yes")]
+    pub replay: bool,
+    /// Clients may choose with `Portolan-Prefer-Region` and `Portolan-Force-Region`, or Fly's names for the same.
+    #[serde(default)]
+    pub client_regions: bool,
 }
 
 fn yes() -> bool {
@@ -49,25 +55,55 @@ pub struct Steering {
     /// How regions are ordered.
     #[serde(default)]
     pub policy: Policy,
-    /// A country's region, or its regions in order.
+    /// The region of a country, or of a subdivision (`US-CA`), or several in order.
     #[serde(default)]
-    #[schemars(extend("propertyNames" = { "format": "country" }))]
-    pub countries: IndexMap<Country, OneOrMany>,
+    #[schemars(extend("propertyNames" = { "format": "area" }))]
+    pub countries: IndexMap<Area, OneOrMany>,
+    /// The same for continents; a country comes before its continent.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = { "format": "continent" }))]
+    pub continents: IndexMap<Continent, OneOrMany>,
     /// For an unknown country, or one not listed. The first region of the file by default.
     #[serde(default)]
     pub default: Option<OneOrMany>,
     /// Tried after the above, in order, without repeats. None by default.
     #[serde(default)]
     pub failover: Vec<Name>,
+    /// Residency: no request of this route ever leaves these regions. Any region by default.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub only: Option<Vec<Name>>,
+    /// `policy: weighted`: each region's share.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = { "format": "label" }))]
+    pub weights: IndexMap<Name, u32>,
+    /// `policy: weighted`: a client stays in its region.
+    #[serde(default)]
+    pub sticky: bool,
+    /// Requests with unsafe methods go to this region and do not leave it.
+    #[serde(default)]
+    pub writes: Option<Name>,
+    /// Unless it fails: then to these, in order. None by default.
+    #[serde(default)]
+    pub writes_failover: Vec<Name>,
+    /// After a write a client's reads go to `writes` too, for this long. Kept in a signed cookie.
+    #[serde(default)]
+    pub read_your_writes: Option<Span>,
 }
 
 /// How regions are ordered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
-    /// By the client's country.
+    /// By the client's subdivision, country, continent.
     #[default]
     Geo,
+    /// By `weights`.
+    Weighted,
+    /// By distance from the client to each region's `location`.
+    Proximity,
+    /// By the time to first byte that this route's real traffic has lately seen.
+    Latency,
 }
 
 /// One region, or an ordered list.
@@ -133,6 +169,37 @@ pub struct Retry {
     /// Also repeat requests that may have had an effect (POST, PATCH). Never by default.
     #[serde(default)]
     pub non_idempotent: bool,
+    /// Bounds what retries add to the load of upstreams that fail.
+    #[serde(default)]
+    pub budget: RetryBudget,
+}
+
+/// A route's retry budget, over a sliding window of 10 s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RetryBudget {
+    /// Retries for every hundred requests.
+    #[serde(default = "default_percent")]
+    #[schemars(range(max = 1500))]
+    pub percent: u32,
+    /// Retries a second that are always allowed.
+    #[serde(default = "default_min_per_second")]
+    #[schemars(range(max = 10_000))]
+    pub min_per_second: u32,
+}
+
+fn default_percent() -> u32 {
+    20
+}
+
+fn default_min_per_second() -> u32 {
+    3
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { percent: default_percent(), min_per_second: default_min_per_second() }
+    }
 }
 
 fn default_statuses() -> Vec<u16> {
@@ -141,6 +208,6 @@ fn default_statuses() -> Vec<u16> {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: None, statuses: default_statuses(), non_idempotent: false }
+        Self { attempts: None, statuses: default_statuses(), non_idempotent: false, budget: RetryBudget::default() }
     }
 }

@@ -40,7 +40,10 @@ pub fn check_format(format: &str, text: &str) -> Result<(), String> {
         "upstream-url" => text.parse::<UpstreamUrl>().map(drop),
         "host" => text.parse::<HostPattern>().map(drop),
         "path-prefix" => text.parse::<PathPrefix>().map(drop),
-        "country" => text.parse::<Country>().map(drop),
+        "area" => text.parse::<Area>().map(drop),
+        "continent" => text.parse::<Continent>().map(drop),
+        "status-class" => text.parse::<StatusClass>().map(drop),
+        "cookie-name" => text.parse::<CookieName>().map(drop),
         "header-name" => text.parse::<HeaderName>().map(drop),
         "authority" => text.parse::<Authority>().map(drop),
         "label" => text.parse::<Name>().map(drop),
@@ -49,7 +52,7 @@ pub fn check_format(format: &str, text: &str) -> Result<(), String> {
 }
 
 /// A duration such as `250ms`, `5s`, `1h` or `1m30s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(pub Duration);
 scalar!(Span, "duration", "5s");
 
@@ -139,14 +142,14 @@ pub enum Scheme {
     H2c,
 }
 
-/// Where an upstream listens: scheme, host and port, nothing else.
+/// Where an upstream listens: scheme, host and port, or a socket in the file system; nothing else.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UpstreamUrl {
     /// The protocol.
     pub scheme: Scheme,
-    /// A DNS name, lower case, or an IP address without brackets.
+    /// A DNS name, lower case, an IP address without brackets, or the absolute path of a Unix socket.
     pub host: String,
-    /// The port; 80 for http and h2c, 443 for https unless given.
+    /// The port; 80 for http and h2c, 443 for https unless given; 0 where it has none.
     pub port: u16,
 }
 scalar!(UpstreamUrl, "upstream-url", "http://127.0.0.1:9101");
@@ -156,12 +159,36 @@ impl UpstreamUrl {
     pub fn ip(&self) -> Option<IpAddr> {
         self.host.parse().ok()
     }
+
+    /// The path of the Unix socket, if it is one.
+    pub fn socket(&self) -> Option<&str> {
+        self.host.starts_with('/').then_some(self.host.as_str())
+    }
+
+    /// Is it a service, whose hosts and ports SRV records tell (RFC 2782: `_service._proto.name`)?
+    pub fn is_service(&self) -> bool {
+        self.host.starts_with('_')
+    }
+
+    /// Does DNS have to be asked where it is?
+    pub fn needs_dns(&self) -> bool {
+        self.ip().is_none() && self.socket().is_none()
+    }
 }
 
 impl FromStr for UpstreamUrl {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = "expected `http://host:port`, `https://host:port` or `h2c://host:port`";
+        let wrong = "expected `http://host:port`, `https://host:port`, `h2c://host:port` or `unix:/path`";
+        if let Some(path) = text.strip_prefix("unix:") {
+            // sun_path of sockaddr_un has 108 bytes, the last of which is zero.
+            return match path.starts_with('/') && path.len() < 108 && !path.contains('\0') {
+                true => Ok(Self { scheme: Scheme::Http, host: path.to_owned(), port: 0 }),
+                false => {
+                    Err("expected the absolute path of a socket, at most 107 bytes, such as `unix:/run/app.sock`".to_owned())
+                }
+            };
+        }
         let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong.to_owned())?;
         let (scheme, default_port) = match scheme.to_ascii_lowercase().as_str() {
             "http" => (Scheme::Http, 80),
@@ -204,6 +231,9 @@ impl fmt::Display for UpstreamUrl {
             Scheme::H2c => "h2c",
         };
         let port = self.port;
+        if let Some(path) = self.socket() {
+            return write!(f, "unix:{path}");
+        }
         match self.ip() {
             Some(IpAddr::V6(ip)) => write!(f, "{scheme}://[{ip}]:{port}"),
             _ => write!(f, "{scheme}://{}:{port}", self.host),
@@ -267,7 +297,6 @@ impl FromStr for PathPrefix {
 /// A country by its two-letter code of ISO 3166-1, upper case; `XX` is "unknown".
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Country([u8; 2]);
-scalar!(Country, "country", "GB");
 
 impl Country {
     /// No country is known.
@@ -304,7 +333,7 @@ impl FromStr for Country {
         }
         match text {
             "UK" => Err("the United Kingdom's code is `GB`".to_owned()),
-            "EU" => Err("`EU` is no country; list its members".to_owned()),
+            "EU" => Err("`EU` is no country; Europe is `continents: { EU: … }`".to_owned()),
             _ => Ok(country),
         }
     }
@@ -328,6 +357,136 @@ impl Serialize for Country {
     }
 }
 
+/// A country, or one of its subdivisions by the code of ISO 3166-2 (`US-CA`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Area {
+    /// The country.
+    pub country: Country,
+    /// The subdivision within it.
+    pub subdivision: Option<Subdivision>,
+}
+scalar!(Area, "area", "GB");
+
+/// What stands behind the dash of an ISO 3166-2 code: one to three letters or digits, upper case.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Subdivision([u8; 3]);
+
+impl Subdivision {
+    /// From the text of a database; nothing if it is no such code.
+    pub fn from_database(text: &str) -> Option<Self> {
+        let ok = (1..=3).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+        let mut code = [0; 3];
+        code.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from.to_ascii_uppercase());
+        ok.then_some(Self(code))
+    }
+
+    /// The code as text.
+    pub fn as_str(&self) -> &str {
+        let len = self.0.iter().position(|b| *b == 0).unwrap_or(self.0.len());
+        // ASCII by construction, so neither fallback is ever seen.
+        std::str::from_utf8(self.0.get(..len).unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Subdivision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Area {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((country, subdivision)) = text.split_once('-') else {
+            return Ok(Self { country: text.parse()?, subdivision: None });
+        };
+        let code = Subdivision::from_database(subdivision).filter(|s| s.as_str() == subdivision);
+        let code = code.ok_or("expected a country such as `GB`, or a subdivision such as `US-CA` (ISO 3166-2)")?;
+        Ok(Self { country: country.parse()?, subdivision: Some(code) })
+    }
+}
+
+impl fmt::Display for Area {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.subdivision {
+            Some(subdivision) => write!(f, "{}-{}", self.country, subdivision.as_str()),
+            None => write!(f, "{}", self.country),
+        }
+    }
+}
+
+/// A continent, by the two letters that GeoNames and MaxMind use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Continent {
+    /// Africa.
+    AF,
+    /// Antarctica.
+    AN,
+    /// Asia.
+    AS,
+    /// Europe.
+    EU,
+    /// North America, with Central America and the Caribbean.
+    NA,
+    /// Oceania.
+    OC,
+    /// South America.
+    SA,
+}
+scalar!(Continent, "continent", "EU");
+
+impl FromStr for Continent {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        use Continent::{AF, AN, AS, EU, NA, OC, SA};
+        let all = [AF, AN, AS, EU, NA, OC, SA];
+        let found = all.into_iter().find(|c| c.to_string() == text);
+        found.ok_or_else(|| "expected a continent: AF, AN, AS, EU, NA, OC or SA".to_owned())
+    }
+}
+
+impl fmt::Display for Continent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// Statuses by their first digit (`2xx`) or as a range (`200-399`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StatusClass(pub u16, pub u16);
+scalar!(StatusClass, "status-class", "2xx");
+
+impl FromStr for StatusClass {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "expected statuses such as `2xx` or `200-399`".to_owned();
+        if let Some(digit) = text.strip_suffix("xx") {
+            let digit: u16 = digit.parse().ok().filter(|d| (1..=5).contains(d)).ok_or_else(wrong)?;
+            return Ok(Self(digit * 100, digit * 100 + 99));
+        }
+        let (low, high) = text.split_once('-').ok_or_else(wrong)?;
+        let number = |text: &str| text.parse().ok().filter(|n| (100..=599).contains(n)).ok_or_else(wrong);
+        let (low, high) = (number(low)?, number(high)?);
+        if low <= high { Ok(Self(low, high)) } else { Err(wrong()) }
+    }
+}
+
+/// A cookie's name (RFC 6265: a token).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CookieName(pub String);
+scalar!(CookieName, "cookie-name", "session");
+
+impl FromStr for CookieName {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A header's name is a token too, but its case does not matter.
+        match text.len() <= 64 && text.parse::<http::HeaderName>().is_ok() {
+            true => Ok(Self(text.to_owned())),
+            false => Err("expected a cookie's name, such as `session`".to_owned()),
+        }
+    }
+}
+
 const ASSIGNED: &str = "AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ \
 CA CC CD CF CG CH CI CK CL CM CN CO CR CU CV CW CX CY CZ DE DJ DK DM DO DZ EC EE EG EH ER ES ET FI FJ FK FM FO FR GA GB GD GE GF GG GH \
 GI GL GM GN GP GQ GR GS GT GU GW GY HK HM HN HR HT HU ID IE IL IM IN IO IQ IR IS IT JE JM JO JP KE KG KH KI KM KN KP KR KW KY KZ LA LB \
@@ -336,7 +495,7 @@ PA PE PF PG PH PK PL PM PN PR PS PT PW PY QA RE RO RS RU RW SA SB SC SD SE SG SH
 TH TJ TK TL TM TN TO TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS XK XX YE YT ZA ZM ZW";
 
 /// The name of a header field.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HeaderName(pub http::HeaderName);
 scalar!(HeaderName, "header-name", "X-Forwarded-For");
 
@@ -348,7 +507,7 @@ impl FromStr for HeaderName {
 }
 
 /// What goes into `Host`: a name or address, with a port if need be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Authority(pub String);
 scalar!(Authority, "authority", "origin.example.com");
 
@@ -422,12 +581,23 @@ mod tests {
             ("https://Origin.Example.com", "https://origin.example.com:443"),
             ("https://origin.example.com:80", "https://origin.example.com:80"),
             ("h2c://[::1]:50051/", "h2c://[::1]:50051"),
+            ("unix:/run/app.sock", "unix:/run/app.sock"),
+            ("http://_api._tcp.example.com", "http://_api._tcp.example.com:80"),
         ] {
             assert_eq!(text.parse::<UpstreamUrl>().map(|u| u.to_string()), Ok(shown.to_owned()), "{text}");
         }
-        for text in
-            ["127.0.0.1:80", "ftp://a", "http://", "http://a/b", "http://u:p@a", "http://a:0", "http://a?b", "http://a:99999"]
-        {
+        for text in [
+            "127.0.0.1:80",
+            "unix:app.sock",
+            "unix:",
+            "ftp://a",
+            "http://",
+            "http://a/b",
+            "http://u:p@a",
+            "http://a:0",
+            "http://a?b",
+            "http://a:99999",
+        ] {
             assert!(text.parse::<UpstreamUrl>().is_err(), "{text}");
         }
     }
@@ -438,6 +608,21 @@ mod tests {
         assert_eq!("ZZ".parse::<Country>().map(|c| c.is_assigned()), Ok(false));
         for text in ["gb", "UK", "EU", "GBR", "", "G", "G!", "é"] {
             assert!(text.parse::<Country>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn areas_and_statuses() {
+        for text in ["GB", "US-CA", "GB-ENG", "FR-2A"] {
+            assert_eq!(text.parse::<Area>().map(|a| a.to_string()), Ok(text.to_owned()));
+        }
+        for text in ["US-", "US-ca", "us-CA", "US-CALI", "US-C A", "UK-ENG", "-CA"] {
+            assert!(text.parse::<Area>().is_err(), "{text}");
+        }
+        assert_eq!("2xx".parse(), Ok(StatusClass(200, 299)));
+        assert_eq!("200-399".parse(), Ok(StatusClass(200, 399)));
+        for text in ["", "xx", "6xx", "399-200", "200", "2x", "99-200"] {
+            assert!(text.parse::<StatusClass>().is_err(), "{text}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! Prometheus metrics. What a request touches is looked up when a configuration is built, so that the
 //! request path only adds to atomics.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 
@@ -29,7 +30,7 @@ const CODES: [u16; 26] = [
     504,
 ];
 
-const OUTCOMES: usize = Failure::ALL.len() + 3;
+const OUTCOMES: usize = Failure::ALL.len() + 4;
 
 /// Every metric of the process.
 pub struct Metrics {
@@ -42,6 +43,15 @@ pub struct Metrics {
     not_retried: [IntCounter; Stop::ALL.len()],
     lookups: [IntCounter; LookupResult::ALL.len()],
     region_healthy: IntGaugeVec,
+    region_usable: GaugeVec,
+    region_granted: GaugeVec,
+    region_in_flight: IntGaugeVec,
+    region_waiting: IntGaugeVec,
+    upstream_usable: IntGaugeVec,
+    upstream_in_flight: IntGaugeVec,
+    dns_stale: IntGaugeVec,
+    panics: IntCounter,
+    learned_areas: IntGauge,
     database_built: IntGauge,
     generation: IntGauge,
     reload_successful: IntGauge,
@@ -123,11 +133,41 @@ impl Metrics {
             &["reason"],
         )?;
         let lookups = counters("portolan_geoip_lookups_total", "Country lookups by result.", &["result"])?;
-        let region_healthy = IntGaugeVec::new(
-            Opts::new("portolan_region_healthy", "1 if at least one upstream of the region is usable."),
-            &["region"],
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let vec = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, prometheus::Error>(vec)
+        };
+        let fractions = |name: &str, help: &str| {
+            let vec = GaugeVec::new(Opts::new(name, help), &["region"])?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, prometheus::Error>(vec)
+        };
+        let region_healthy =
+            gauges("portolan_region_healthy", "1 if at least one upstream of the region is in good health.", &["region"])?;
+        let region_usable = fractions(
+            "portolan_region_usable_ratio",
+            "The share of the region's upstreams that is usable, slow start included.",
         )?;
-        registry.register(Box::new(region_healthy.clone()))?;
+        let region_granted =
+            fractions("portolan_region_granted_ratio", "The share of its traffic that an operator leaves the region.")?;
+        let region_in_flight =
+            gauges("portolan_region_requests_in_flight", "Requests that the region is answering.", &["region"])?;
+        let region_waiting = gauges("portolan_region_queue_length", "Requests that wait for a place.", &["region"])?;
+        let upstream = &["region", "upstream"];
+        let upstream_usable = gauges("portolan_upstream_usable", "How many addresses of the upstream are usable.", upstream)?;
+        let upstream_in_flight =
+            gauges("portolan_upstream_requests_in_flight", "Requests that the upstream is answering.", upstream)?;
+        let dns_stale = gauges(
+            "portolan_dns_stale",
+            "1 if the upstream's name could not be resolved again when it should have been.",
+            upstream,
+        )?;
+        let panics = IntCounter::new(
+            "portolan_panic_requests_total",
+            "Requests for which nothing was usable, so that something was tried all the same.",
+        )?;
+        registry.register(Box::new(panics.clone()))?;
         let build = IntGaugeVec::new(Opts::new("portolan_build_info", "Always 1; the version is a label."), &["version"])?;
         registry.register(Box::new(build.clone()))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -148,6 +188,7 @@ impl Metrics {
                 "portolan_config_last_reload_successful",
                 "1 if the last configuration read was put in force.",
             )?,
+            learned_areas: gauge("portolan_latency_areas", "Client areas of which `policy: latency` learned something.")?,
             connections: gauge("portolan_connections", "Client connections that are open.")?,
             registry,
             requests,
@@ -156,6 +197,14 @@ impl Metrics {
             upstream_duration,
             failovers,
             region_healthy,
+            region_usable,
+            region_granted,
+            region_in_flight,
+            region_waiting,
+            upstream_usable,
+            upstream_in_flight,
+            dns_stale,
+            panics,
             log_lines_dropped,
             unrouted,
         })
@@ -189,7 +238,11 @@ impl Metrics {
         for region in &old.snapshot.regions {
             if new.snapshot.region_named(&region.name).is_none() {
                 let _ = self.upstream_duration.remove_label_values(&[&region.name]);
-                let _ = self.region_healthy.remove_label_values(&[&region.name]);
+                for gauges in [&self.region_healthy, &self.region_in_flight, &self.region_waiting] {
+                    let _ = gauges.remove_label_values(&[&region.name]);
+                }
+                let _ = self.region_usable.remove_label_values(&[&region.name]);
+                let _ = self.region_granted.remove_label_values(&[&region.name]);
                 for i in 0..OUTCOMES {
                     let _ = self.attempts.remove_label_values(&[&region.name, outcome_label(i)]);
                 }
@@ -219,13 +272,18 @@ impl Metrics {
         {
             counter.inc();
         }
+        if plan.panic {
+            self.panics.inc();
+        }
         self.failovers(done.live, plan);
     }
 
-    /// A region was passed over because it was ejected, or because an attempt in it failed.
+    /// A region was passed over because of how it is, or because an attempt in it failed.
     fn failovers(&self, live: &Live, plan: &Plan) {
         let name = |id| live.snapshot.region(id).map_or("", |r| &r.name);
-        let mut from = plan.order.first().map(|c| (c.region, "ejected"));
+        // Where a replay replaced the order, its first region is not where the request began.
+        let first = plan.order.first().filter(|_| plan.replays.is_none());
+        let mut from = plan.moved.map(|(region, why)| (region, why.label())).or(first.map(|c| (c.region, "passed_over")));
         for attempt in &plan.tries {
             if let Some((region, reason)) = from.filter(|(region, _)| *region != attempt.region) {
                 self.failovers.with_label_values(&[name(region), name(attempt.region), reason]).inc();
@@ -241,12 +299,36 @@ impl Metrics {
     }
 
     /// All metrics in the text format, with what is only known at this moment.
-    pub fn render(&self, live: &Live, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
-        for region in &live.snapshot.regions {
-            let usable = region.upstreams.iter().any(|u| u.state.is_usable(now));
-            self.region_healthy.with_label_values(&[&region.name]).set(i64::from(usable));
+    pub fn render(&self, live: &Live, learned_areas: usize, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
+        // Upstreams of the present only: whatever was removed is gone from here at once.
+        for gauges in [&self.upstream_usable, &self.upstream_in_flight, &self.dns_stale] {
+            gauges.reset();
         }
-        let built = live.snapshot.countries.as_ref().and_then(|c| c.built.duration_since(UNIX_EPOCH).ok());
+        for region in &live.snapshot.regions {
+            let name = &*region.name;
+            let capacity = region.capacity(now);
+            self.region_healthy.with_label_values(&[name]).set(i64::from(region.is_healthy(now)));
+            self.region_usable.with_label_values(&[name]).set(capacity.usable.into());
+            self.region_granted.with_label_values(&[name]).set(capacity.granted.into());
+            self.region_in_flight.with_label_values(&[name]).set(region.state.in_flight().into());
+            self.region_waiting.with_label_values(&[name]).set(region.state.waiting().into());
+            for upstream in &region.upstreams {
+                let url = upstream.url.to_string();
+                let labels = [name, url.as_str()];
+                let endpoints = upstream.state.endpoints();
+                let usable = endpoints.iter().filter(|e| e.is_usable(now)).count();
+                self.upstream_usable.with_label_values(&labels).set(i64::try_from(usable).unwrap_or(i64::MAX));
+                let in_flight = endpoints.iter().map(|e| i64::from(e.in_flight())).sum();
+                self.upstream_in_flight.with_label_values(&labels).set(in_flight);
+                if upstream.url.needs_dns() {
+                    self.dns_stale.with_label_values(&labels).set(upstream.state.dns.stale.load(Relaxed).into());
+                }
+            }
+        }
+        self.learned_areas.set(i64::try_from(learned_areas).unwrap_or(i64::MAX));
+        let databases = &live.snapshot.databases;
+        let built = databases.countries.as_ref().map(|d| d.built).or(databases.cities.as_ref().map(|d| d.built));
+        let built = built.and_then(|built| built.duration_since(UNIX_EPOCH).ok());
         self.database_built.set(built.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0)));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -279,7 +361,8 @@ fn outcome_index(outcome: Outcome) -> usize {
         Outcome::Answered(_) => 0,
         Outcome::Truncated(_) => 1,
         Outcome::Pending => 2,
-        Outcome::Failed(failure) => 3 + Failure::ALL.iter().position(|f| f.label() == failure.label()).unwrap_or(0),
+        Outcome::Replayed(_) => 3,
+        Outcome::Failed(failure) => 4 + Failure::ALL.iter().position(|f| f.label() == failure.label()).unwrap_or(0),
     }
 }
 
@@ -288,7 +371,8 @@ fn outcome_label(index: usize) -> &'static str {
         0 => Outcome::Answered(0).label(),
         1 => Outcome::Truncated(0).label(),
         2 => Outcome::Pending.label(),
-        _ => Failure::ALL.get(index - 3).map_or("", |f| f.label()),
+        3 => Outcome::Replayed(0).label(),
+        _ => Failure::ALL.get(index - 4).map_or("", |f| f.label()),
     }
 }
 

@@ -5,46 +5,50 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
-use smallvec::SmallVec;
 
-use super::facts::{facts, host, peer};
+use super::answer::{answer, request_id};
+use super::facts::{facts, host};
 use super::patient::HeaderDeadline;
-use super::peer::{Authorities, connect_failure, exchange_failure};
-use super::{clock, peer as peers};
+use super::peer::{Prepared, connect_failure, exchange_failure};
+use super::tunnel::{CLOSE_RESTART, Frames};
+use super::{clock, headers, peer as peers, queue};
 use crate::decide::{Decision, Next, decide};
 use crate::observe::RequestDone;
 use crate::request::Moment;
 use crate::respond::Refusal;
-use crate::respond::headers::{Pass, RESPONSE_HOP_BY_HOP, is_request_id, pass};
 use crate::routes::{Patience, Route};
 use crate::state::{Live, State};
 use crate::upstream::plan::{Mode, upstream};
-use crate::upstream::{Failure, Plan, Sent, Verdict};
+use crate::upstream::replay::Replay;
+use crate::upstream::{Backends, Failure, Outcome, Plan, Sent, Verdict};
 
 /// Idle keep-alive to clients, in seconds. Pingora's own default is to wait for ever.
 const CLIENT_KEEPALIVE: u64 = 60;
 /// A client that left before its answer; nginx's code for it, seen in logs and metrics only.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-const REQUEST_ID: &str = "X-Request-Id";
+/// A request's name, in its logs and those of its origin.
+pub const REQUEST_ID: &str = "X-Request-Id";
+/// An upstream asks for a request to be sent elsewhere; Fly's name second.
+const REPLAY: [&str; 2] = ["portolan-replay", "fly-replay"];
 
 /// The proxy.
 #[derive(Debug)]
 pub struct Edge {
     state: Arc<State>,
-    authorities: Authorities,
+    prepared: Prepared,
 }
 
 impl Edge {
     /// A proxy over `state`.
     pub fn new(state: Arc<State>) -> Self {
-        Self { state, authorities: Authorities::default() }
+        Self { state, prepared: Prepared::default() }
     }
 }
 
@@ -53,40 +57,60 @@ impl Edge {
 pub struct Context {
     started: Moment,
     /// Pinned once: a reload in mid-request changes nothing for it.
-    live: Arc<Live>,
-    decision: Option<Decision>,
-    request_id: HeaderValue,
+    pub live: Arc<Live>,
+    /// What was decided.
+    pub decision: Option<Decision>,
+    /// `X-Request-Id`.
+    pub request_id: HeaderValue,
     /// An answer of ours was sent, or is about to be.
-    refusal: Option<Refusal>,
+    pub refusal: Option<Refusal>,
     /// A response is being given up for another attempt.
     giving_up: bool,
     /// The attempt under way is silent by nature, and its header has to come until then.
     header_deadline: Option<Arc<HeaderDeadline>>,
+    /// The response is a tunnel: where its frames end.
+    tunnel: Option<(Frames, Arc<HeaderDeadline>)>,
 }
 
 impl Context {
-    /// What it runs under, and its plan: apart, so that the one can be read while the other is changed.
-    fn parts(&mut self) -> (&Live, Option<&mut Plan>) {
-        let plan = match self.decision.as_mut().map(|d| &mut d.next) {
-            Some(Next::Forward(plan)) => Some(plan),
-            Some(Next::Refuse(_)) | None => None,
-        };
-        (&self.live, plan)
+    /// What it is played against, and its plan: apart, so that the one can be read while the other is changed.
+    fn parts(&mut self) -> Option<(Backends<'_>, &Route, &mut Plan)> {
+        let Decision { route, next: Next::Forward(plan), .. } = self.decision.as_mut()? else { return None };
+        let route = self.live.snapshot.route((*route)?.route)?;
+        Some((Backends { regions: &self.live.snapshot.regions, retry: &route.retry }, route, plan))
     }
 
-    fn planned(&self) -> Option<&Plan> {
+    /// The plan, if the request was forwarded.
+    pub fn planned(&self) -> Option<&Plan> {
         match self.decision.as_ref().map(|d| &d.next) {
             Some(Next::Forward(plan)) => Some(plan),
             Some(Next::Refuse(_)) | None => None,
         }
     }
 
-    fn route(&self) -> Option<&Route> {
+    /// The route, if one matched.
+    pub fn route(&self) -> Option<&Route> {
         self.live.snapshot.route(self.decision.as_ref()?.route?.route)
     }
 
+    /// Does the request's method change nothing?
+    pub fn safe(&self, session: &Session) -> bool {
+        facts(session, false).is_safe()
+    }
+
+    /// What `policy: latency` learns from the request's answers.
+    fn learn(&self) {
+        let Some(areas) = self.decision.as_ref().and_then(|d| d.learns) else { return };
+        let (Some(route), Some(plan)) = (self.route(), self.planned()) else { return };
+        for attempt in &plan.tries {
+            if let (Outcome::Answered(..500), Some(region)) = (attempt.outcome, self.live.snapshot.region(attempt.region)) {
+                route.steering.learn(areas, region, attempt.ended.since(attempt.started));
+            }
+        }
+    }
+
     /// The region of the last attempt, as a header says it.
-    fn region(&self) -> Option<&HeaderValue> {
+    pub fn region(&self) -> Option<&HeaderValue> {
         let id = self.planned()?.tries.last()?.region;
         self.live.region_headers.get(usize::from(id.0))
     }
@@ -105,6 +129,7 @@ impl ProxyHttp for Edge {
             refusal: None,
             giving_up: false,
             header_deadline: None,
+            tunnel: None,
         }
     }
 
@@ -145,22 +170,24 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         ctx.header_deadline = None;
-        let (live, plan) = ctx.parts();
-        let regions = &live.snapshot.regions;
-        let plan = plan.ok_or_else(|| Error::new(ErrorType::InternalError))?;
+        let Some((backends, _, plan)) = ctx.parts() else { return Err(Error::new(ErrorType::InternalError)) };
         loop {
-            let attempt = plan.next(regions, clock::now()).map_err(|_| exhausted())?;
-            let chosen =
-                upstream(regions, attempt.region, attempt.upstream).ok_or_else(|| Error::new(ErrorType::InternalError))?;
-            let Some(address) = chosen.state.address() else {
-                match plan.failed(regions, Failure::Unresolved, Sent::default(), clock::now()) {
+            // The plan knows why there is none, and `fail_to_proxy` asks it.
+            let Some(attempt) = queue::next(plan, backends).await else { return Err(exhausted()) };
+            if !attempt.delay.is_zero() {
+                tokio::time::sleep(attempt.delay).await;
+            }
+            let chosen = upstream(backends.regions, attempt.region, attempt.upstream);
+            let (Some(chosen), Some(endpoint)) = (chosen, &attempt.endpoint) else {
+                match plan.failed(backends, Failure::Unresolved, Sent::default(), clock::now()) {
                     Verdict::Again => continue,
                     Verdict::Final(_) => return Err(exhausted()),
                 }
             };
+            let region = backends.regions.get(usize::from(attempt.region.0)).map(|r| r.state.clone()).unwrap_or_default();
             // gRPC shares HTTP/2 connections, and a connection of its own would cost each call a handshake.
-            let deadline = attempt.header.filter(|_| !is_grpc(session)).map(HeaderDeadline::new);
-            let peer = peers::peer(&attempt, chosen, address, &self.authorities, deadline.clone());
+            let deadline = attempt.header.filter(|_| !is_grpc(session)).map(|wait| HeaderDeadline::new(wait, region));
+            let peer = peers::peer(&attempt, chosen, endpoint, &self.prepared, deadline.clone())?;
             ctx.header_deadline = deadline;
             return Ok(peer);
         }
@@ -181,55 +208,13 @@ impl ProxyHttp for Edge {
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, ctx: &mut Context, mut e: Box<Error>) -> Box<Error> {
         let failure = connect_failure(&e);
-        let (live, plan) = ctx.parts();
-        let verdict = plan.map(|plan| plan.failed(&live.snapshot.regions, failure, Sent::default(), clock::now()));
+        let verdict = ctx.parts().map(|(backends, _, plan)| plan.failed(backends, failure, Sent::default(), clock::now()));
         e.set_retry(verdict == Some(Verdict::Again));
         e
     }
 
     async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
-        let Some(decision) = &ctx.decision else { return Ok(()) };
-        let trusted = decision.client.trusted_peer;
-        let header = &ctx.live.snapshot.trust.header;
-        let dropped: SmallVec<[HeaderName; 8]> =
-            request.headers.keys().filter(|name| pass(name.as_str(), header.as_str(), trusted) == Pass::Drop).cloned().collect();
-        for name in &dropped {
-            request.remove_header(name);
-        }
-
-        let peer = peer(session).to_canonical();
-        let mut forwarded_for = SmallVec::<[u8; 64]>::new();
-        if trusted {
-            for value in session.req_header().headers.get_all("x-forwarded-for") {
-                forwarded_for.extend_from_slice(value.as_bytes());
-                forwarded_for.extend_from_slice(b", ");
-            }
-        }
-        write(&mut forwarded_for, peer);
-        let forwarded_for = HeaderValue::from_bytes(&forwarded_for).unwrap_or(HeaderValue::from_static("unknown"));
-        request.insert_header("X-Forwarded-For", forwarded_for)?;
-        if !request.headers.contains_key("x-forwarded-proto") {
-            request.insert_header("X-Forwarded-Proto", HeaderValue::from_static("http"))?;
-        }
-        if !request.headers.contains_key("x-forwarded-host") {
-            request.insert_header("X-Forwarded-Host", host(session))?;
-        }
-        request.insert_header(REQUEST_ID, &ctx.request_id)?;
-        let mut client = SmallVec::<[u8; 64]>::new();
-        write(&mut client, decision.client.ip);
-        request.insert_header("CF-Connecting-IP", client.as_slice())?;
-        request.insert_header("CF-IPCountry", decision.country.as_str())?;
-        request.insert_header("Portolan-Country", decision.country.as_str())?;
-        if let Some(region) = ctx.region() {
-            request.insert_header("Portolan-Region", region)?;
-        }
-
-        let attempt = ctx.planned().and_then(|p| p.tries.last());
-        let chosen = attempt.and_then(|t| upstream(&ctx.live.snapshot.regions, t.region, t.upstream));
-        if let Some(host) = chosen.and_then(|u| u.host.as_ref()) {
-            request.insert_header(header::HOST, host)?;
-        }
-        Ok(())
+        headers::to_origin(session, request, ctx)
     }
 
     async fn upstream_response_filter(
@@ -243,9 +228,10 @@ impl ProxyHttp for Edge {
         let sent = sent(session, false);
         let interim = response.status.is_informational() && status != 101;
         let deadline = if interim { None } else { ctx.header_deadline.take() };
-        let matched = ctx.decision.as_ref().and_then(|d| d.route);
-        let (live, Some(plan)) = ctx.parts() else { return Ok(()) };
-        let Some(route) = matched.and_then(|m| live.snapshot.route(m.route)) else { return Ok(()) };
+        let known = |name: &str| ctx.live.snapshot.region_named(name);
+        let asked = REPLAY.iter().find_map(|name| response.headers.get(*name)).filter(|_| !interim);
+        let replay = asked.map(|value| Replay::parse(value.to_str().unwrap_or_default(), known));
+        let Some((backends, route, plan)) = ctx.parts() else { return Ok(()) };
         // Interim responses (RFC 9110, section 15.2) decide nothing, but an origin may not live on them.
         if interim {
             let late = plan.patience == Patience::FirstByte && plan.deadline.since(now).is_zero();
@@ -254,16 +240,27 @@ impl ProxyHttp for Edge {
                 false => Ok(()),
             };
         }
-        if let Some(deadline) = deadline {
+        if let Some(deadline) = &deadline {
             deadline.lift();
         }
-        if plan.answered(&live.snapshot.regions, &route.retry, status, sent, now) == Verdict::Again {
+        let verdict = match replay.filter(|_| route.replay && status != 101) {
+            Some(replay) => Some(plan.replay(backends, &route.steering, replay, status, sent, now)),
+            None => match plan.answered(backends, status, retry_after(response), sent, now) {
+                Verdict::Again => Some(Verdict::Again),
+                // The response is passed on.
+                Verdict::Final(_) => None,
+            },
+        };
+        if let Some(verdict) = verdict {
             ctx.giving_up = true;
             let mut error = Error::new(ErrorType::HTTPStatus(status)).into_up();
-            error.set_retry(true);
+            error.set_retry(verdict == Verdict::Again);
             return Err(error);
         }
-        strip_hop_by_hop(response);
+        if status == 101 {
+            ctx.tunnel = deadline.map(|deadline| (Frames::default(), deadline));
+        }
+        headers::strip_hop_by_hop(response);
         Ok(())
     }
 
@@ -280,7 +277,20 @@ impl ProxyHttp for Edge {
         {
             response.insert_header("Portolan-Region", region)?;
         }
-        Ok(())
+        headers::set_cookies(session, response, ctx)
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<std::time::Duration>> {
+        if let (Some((frames, _)), Some(bytes)) = (&mut ctx.tunnel, body) {
+            frames.pass(bytes);
+        }
+        Ok(None)
     }
 
     fn error_while_proxy(
@@ -301,18 +311,18 @@ impl ProxyHttp for Edge {
         let sent = sent(session, reused && closing);
         let from_upstream = *e.esource() == ErrorSource::Upstream;
         let late = ctx.header_deadline.take().is_some_and(|d| d.is_over());
-        let (live, plan) = ctx.parts();
-        let regions = &live.snapshot.regions;
-        let again = match (plan, from_upstream, written) {
-            (Some(plan), true, Some(status)) => {
-                // A tunnel or event stream that was silent for `timeouts.idle` simply ends.
+        let closed = ctx.tunnel.as_ref().is_some_and(|(_, deadline)| deadline.is_closed());
+        let again = match (ctx.parts(), from_upstream, written) {
+            (Some((backends, _, plan)), true, Some(status)) => {
+                // A tunnel or event stream that was silent for `timeouts.idle` simply ends, and so does one whose
+                // region is drained.
                 let natural = plan.patience == Patience::Idle && *e.etype() == ErrorType::ReadTimedout;
-                plan.truncated(regions, status, !natural, now);
+                plan.truncated(backends.regions, status, !natural && !closed, now);
                 false
             }
-            (Some(plan), true, None) => {
+            (Some((backends, _, plan)), true, None) => {
                 let failure = if late { Failure::FirstByteTimeout } else { exchange_failure(&e) };
-                plan.failed(regions, failure, sent, now) == Verdict::Again
+                plan.failed(backends, failure, sent, now) == Verdict::Again
             }
             (_, false, _) | (None, _, _) => false,
         };
@@ -322,6 +332,16 @@ impl ProxyHttp for Edge {
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Context) -> FailToProxy {
         let nothing = |error_code| FailToProxy { error_code, can_reuse_downstream: false };
+        if let Some((frames, deadline)) = &ctx.tunnel
+            && deadline.is_closed()
+            && frames.at_boundary()
+        {
+            // The region is drained: the client may connect anew, and lands elsewhere (RFC 6455, section 7.4.1).
+            let farewell = Bytes::from_static(&CLOSE_RESTART);
+            if let Err(error) = session.write_response_body(Some(farewell), true).await {
+                tracing::debug!(%error, "a client left before its tunnel was closed");
+            }
+        }
         if session.response_written().is_some_and(|r| !r.status.is_informational() || r.status.as_u16() == 101) {
             return nothing(0);
         }
@@ -353,9 +373,10 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Context) {
         let now = clock::now();
-        if let (live, Some(plan)) = ctx.parts() {
-            plan.close(&live.snapshot.regions, now);
+        if let Some((backends, _, plan)) = ctx.parts() {
+            plan.close(backends.regions, now);
         }
+        ctx.learn();
         let Some(decision) = &ctx.decision else { return };
         let request = session.req_header();
         let status = session.response_written().map_or(CLIENT_CLOSED_REQUEST, |r| r.status.as_u16());
@@ -364,8 +385,8 @@ impl ProxyHttp for Edge {
             at: SystemTime::now(),
             request_id: ctx.request_id.to_str().unwrap_or("-"),
             client: decision.client.ip,
-            country: decision.country,
-            lookup: decision.lookup,
+            country: decision.place.country,
+            lookup: decision.place.lookup,
             method: &request.method,
             host: host(session),
             path: request.uri.path(),
@@ -392,6 +413,12 @@ fn is_grpc(session: &Session) -> bool {
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
+/// `Retry-After` in seconds (RFC 9110, section 10.2.3); a date is not read.
+fn retry_after(response: &ResponseHeader) -> Option<std::time::Duration> {
+    let text = response.headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(std::time::Duration::from_secs)
+}
+
 /// The error that ends Pingora's loop of attempts; `fail_to_proxy` reads the plan for what to say.
 fn exhausted() -> Box<Error> {
     Error::new(ErrorType::ConnectProxyFailure).into_up()
@@ -400,65 +427,4 @@ fn exhausted() -> Box<Error> {
 fn sent(session: &mut Session, reused: bool) -> Sent {
     let downstream = session.as_downstream_mut();
     Sent { body_lost: downstream.retry_buffer_truncated(), reused, body_incomplete: !downstream.is_body_done() }
-}
-
-/// Sends an answer of ours.
-async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) -> Result<()> {
-    ctx.refusal = Some(refusal);
-    let body = refusal.body();
-    let mut response = ResponseHeader::build(refusal.status(), Some(8))?;
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
-    response.insert_header(header::CONTENT_LENGTH, body.len())?;
-    response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    response.insert_header("Proxy-Status", refusal.proxy_status(ctx.region().and_then(|r| r.to_str().ok())))?;
-    response.insert_header(REQUEST_ID, &ctx.request_id)?;
-    if let Some(seconds) = refusal.retry_after() {
-        response.insert_header(header::RETRY_AFTER, seconds)?;
-    }
-    let head = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(response), head).await?;
-    if !head {
-        session.write_response_body(Some(Bytes::from_static(body.as_bytes())), true).await?;
-    }
-    Ok(())
-}
-
-/// A trusted proxy's request id is kept; anybody else gets a new one of 128 random bits.
-fn request_id(session: &Session, trusted_peer: bool) -> HeaderValue {
-    let given = session.req_header().headers.get(REQUEST_ID).filter(|id| trusted_peer && is_request_id(id.as_bytes()));
-    if let Some(id) = given {
-        return id.clone();
-    }
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut random = fastrand::u128(..);
-    let id: [u8; 32] = std::array::from_fn(|_| {
-        let digit = DIGITS.get((random & 15) as usize).copied().unwrap_or(b'0');
-        random >>= 4;
-        digit
-    });
-    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("-"))
-}
-
-/// RFC 9110, section 7.6.1: what speaks of the origin's connection is not for the client.
-fn strip_hop_by_hop(response: &mut ResponseHeader) {
-    let named: SmallVec<[HeaderName; 4]> = response
-        .headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| ![header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::UPGRADE].contains(name))
-        .collect();
-    for name in &named {
-        response.remove_header(name);
-    }
-    for name in RESPONSE_HOP_BY_HOP {
-        response.remove_header(name);
-    }
-}
-
-fn write(to: &mut SmallVec<[u8; 64]>, value: impl std::fmt::Display) {
-    // Writing to memory cannot fail.
-    let _ = std::io::Write::write_fmt(to, format_args!("{value}"));
 }

@@ -1,6 +1,7 @@
 //! Pingora's session as the plain values that decisions read.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header;
 use pingora::proxy::Session;
@@ -17,6 +18,8 @@ pub fn facts<'a>(session: &'a Session, has_body: bool) -> Facts<'a> {
         path: request.uri.path(),
         headers: &request.headers,
         has_body,
+        unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        chance: fastrand::u64(..),
     }
 }
 
@@ -33,4 +36,10 @@ pub fn host(session: &Session) -> &str {
         Some(authority) => authority.as_str(),
         None => request.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default(),
     }
+}
+
+/// The value of a cookie of the client's.
+pub fn cookie<'a>(session: &'a Session, name: &str) -> Option<&'a str> {
+    let all = session.req_header().headers.get_all(header::COOKIE).iter();
+    crate::request::cookie(all, name)
 }

@@ -1,12 +1,18 @@
 //! The only folder that knows Pingora: sockets, hooks, peers. No policy lives here.
 
+mod answer;
 pub mod clock;
 mod edge;
 mod facts;
+mod headers;
 pub mod listen;
 mod patient;
 mod peer;
+pub mod probe;
+mod queue;
 pub mod server;
 mod stream;
+mod tunnel;
 
 pub use edge::Edge;
+pub use peer::check_identity;

@@ -10,37 +10,41 @@ use std::io;
 use std::net::SocketAddr as InetAddress;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use event_listener::EventListener;
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
-use pingora::{Error, ErrorType, OrErr, Result};
+use pingora::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
 
 use super::clock;
+use crate::regions::control::RegionState;
 use crate::request::Moment;
 
-/// When a response header has to be there.
+/// When a response header has to be there, and whether the region has let go of the connection.
 #[derive(Debug)]
 pub struct HeaderDeadline {
     /// Milliseconds of [`clock`]; [`Self::NONE`] once the header came.
     at: AtomicU64,
     wait: Duration,
+    region: Arc<RegionState>,
+    closed: AtomicBool,
 }
 
 impl HeaderDeadline {
     const NONE: u64 = u64::MAX;
 
-    /// `wait` from now.
-    pub fn new(wait: Duration) -> Arc<Self> {
-        let deadline = Self { at: AtomicU64::new(0), wait };
+    /// `wait` from now, for a connection into `region`.
+    pub fn new(wait: Duration, region: Arc<RegionState>) -> Arc<Self> {
+        let deadline = Self { at: AtomicU64::new(0), wait, region, closed: AtomicBool::new(false) };
         deadline.start_again();
         Arc::new(deadline)
     }
@@ -53,6 +57,11 @@ impl HeaderDeadline {
     /// The header came.
     pub fn lift(&self) {
         self.at.store(Self::NONE, Ordering::Relaxed);
+    }
+
+    /// Was the connection closed because its region is drained?
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Is the header late?
@@ -75,8 +84,14 @@ pub struct PatientConnect(pub Arc<HeaderDeadline>);
 #[async_trait]
 impl Connect for PatientConnect {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let address: &InetAddress = address.as_inet().ok_or_else(|| Error::new(ErrorType::ConnectError))?;
-        let tcp = TcpStream::connect(address).await.map_err(|e| {
+        let connected = match address {
+            SocketAddr::Inet(address) => tcp(address).await,
+            SocketAddr::Unix(address) => match address.as_pathname() {
+                Some(path) => UnixStream::connect(path).await.map(Socket::Unix),
+                None => Err(io::ErrorKind::AddrNotAvailable.into()),
+            },
+        };
+        let stream = connected.map_err(|e| {
             let kind = match e.kind() {
                 io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
                 io::ErrorKind::TimedOut => ErrorType::ConnectTimedout,
@@ -84,17 +99,47 @@ impl Connect for PatientConnect {
             };
             Error::because(kind, "connecting", e)
         })?;
-        tcp.set_nodelay(true).or_err(ErrorType::ConnectError, "setting nodelay")?;
-        let socket = PatientSocket { tcp, deadline: self.0.clone(), sleep: None };
+        let close = self.0.region.close.listen();
+        let socket = PatientSocket { stream, deadline: self.0.clone(), sleep: None, close };
         Ok(VirtualSocketStream::new(Box::new(socket)).into())
     }
 }
 
 #[derive(Debug)]
+enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+async fn tcp(address: &InetAddress) -> io::Result<Socket> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    Ok(Socket::Tcp(tcp))
+}
+
+#[derive(Debug)]
 struct PatientSocket {
-    tcp: TcpStream,
+    stream: Socket,
     deadline: Arc<HeaderDeadline>,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Told when the region lets go of its tunnels.
+    close: EventListener,
+}
+
+/// Calls a method of whichever socket it is.
+macro_rules! either {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match &mut $self.stream {
+            Socket::Tcp(socket) => {
+                let $stream = Pin::new(socket);
+                $call
+            }
+            Socket::Unix(socket) => {
+                let $stream = Pin::new(socket);
+                $call
+            }
+        }
+    };
 }
 
 impl PatientSocket {
@@ -121,26 +166,31 @@ impl AsyncRead for PatientSocket {
         if self.poll_late(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
+        // Only tunnels are closed: a response that is under way gets to its end.
+        if self.deadline.left().is_none() && Pin::new(&mut self.close).poll(cx).is_ready() {
+            self.deadline.closed.store(true, Ordering::Relaxed);
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        either!(self, stream => stream.poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for PatientSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        either!(self, stream => stream.poll_write(cx, buf))
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        either!(self, stream => stream.poll_flush(cx))
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        either!(self, stream => stream.poll_shutdown(cx))
     }
 }
 
 impl VirtualSocket for PatientSocket {
     fn set_socket_option(&self, option: VirtualSockOpt) -> io::Result<()> {
-        match option {
-            VirtualSockOpt::NoDelay => self.tcp.set_nodelay(true),
+        match (option, &self.stream) {
+            (VirtualSockOpt::NoDelay, Socket::Tcp(tcp)) => tcp.set_nodelay(true),
             // Keep-alive probes are not asked for on these connections.
             _ => Ok(()),
         }

@@ -1,7 +1,6 @@
 //! Attempts as Pingora's peers, and Pingora's errors as failures.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,12 +8,13 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::utils::tls::{WrappedX509, parse_x509};
-use pingora::{Error, ErrorType};
+use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
+use pingora::{Error, ErrorType, Result};
 
 use super::patient::{HeaderDeadline, PatientConnect};
 use crate::config::units::Scheme;
-use crate::regions::Upstream;
+use crate::regions::endpoint::{Address, Endpoint};
+use crate::regions::{Tls, Upstream};
 use crate::upstream::{Attempt, Failure};
 
 /// How long a connection to an upstream may idle in the pool. Node's and uvicorn's servers close after
@@ -23,31 +23,61 @@ const POOL_IDLE: Duration = Duration::from_secs(4);
 /// Streams on one HTTP/2 connection; RFC 9113 (section 6.5.2) recommends that servers allow at least this.
 const H2_STREAMS: usize = 100;
 
-/// Authorities that are kept parsed.
-const AUTHORITIES: usize = 256;
+/// TLS policies that are kept parsed.
+const POLICIES: usize = 256;
 
 /// Pool keys of connections that are not shared; each is used once.
-static PATIENT: AtomicU64 = AtomicU64::new(1 << 63);
+static OWN: AtomicU64 = AtomicU64::new(1 << 63);
 
-/// Certificate authorities in Pingora's form, by pool key: parsed once, not for every connection.
-#[derive(Debug, Default)]
-pub struct Authorities(RwLock<HashMap<u64, Arc<CaType>>>);
+/// A pool key that no other connection has.
+pub fn own_pool() -> u64 {
+    OWN.fetch_add(1, Ordering::Relaxed)
+}
 
-impl Authorities {
-    fn of(&self, pool: u64, der: &[Vec<u8>]) -> Arc<CaType> {
+/// Certificates in Pingora's form, by pool key: parsed once, not for every connection.
+#[derive(Default)]
+pub struct Prepared(RwLock<HashMap<u64, Policy>>);
+
+#[derive(Clone)]
+struct Policy {
+    authorities: Option<Arc<CaType>>,
+    identity: Option<Arc<CertKey>>,
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Prepared")
+    }
+}
+
+impl Prepared {
+    fn of(&self, pool: u64, tls: &Tls) -> Policy {
         if let Some(known) = self.0.read().get(&pool) {
             return known.clone();
         }
-        // The configuration was refused if one of these did not parse (see `reload::resources`).
-        let parsed: Arc<CaType> = der.iter().map(|raw| WrappedX509::new(raw.clone(), parse_x509)).collect();
+        // The configuration was refused if one of these did not parse (see `reload`).
+        let parsed = |der: &[Vec<u8>]| der.iter().map(|raw| WrappedX509::new(raw.clone(), parse_x509)).collect::<Arc<CaType>>();
+        let policy = Policy {
+            authorities: tls.authorities.as_deref().map(parsed),
+            identity: tls.identity.as_ref().map(|own| Arc::new(CertKey::new(own.chain.clone(), own.key.clone()))),
+        };
         let mut known = self.0.write();
-        if known.len() >= AUTHORITIES {
+        if known.len() >= POLICIES {
             // Those of files that were replaced since; the ones in use are parsed again.
             known.clear();
         }
-        known.insert(pool, parsed.clone());
-        parsed
+        known.insert(pool, policy.clone());
+        policy
     }
+}
+
+/// Can these be shown to an upstream? Pingora panics at certificates that it cannot parse.
+pub fn check_identity(chain: &[Vec<u8>], key: &[u8]) -> std::result::Result<(), String> {
+    let key = rustls::pki_types::PrivateKeyDer::try_from(key.to_vec())?;
+    let chain = chain.iter().map(|der| der.clone().into()).collect();
+    rustls::sign::CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
+        .map(drop)
+        .map_err(|error| format!("certificate and key cannot be used together: {error}"))
 }
 
 /// The peer for an attempt. `deadline` is for the header of an exchange that is silent by nature: it speaks
@@ -55,36 +85,48 @@ impl Authorities {
 pub fn peer(
     attempt: &Attempt,
     upstream: &Upstream,
-    address: SocketAddr,
-    authorities: &Authorities,
+    endpoint: &Endpoint,
+    prepared: &Prepared,
     deadline: Option<Arc<HeaderDeadline>>,
-) -> Box<HttpPeer> {
-    let sni = upstream.tls.as_ref().map(|t| t.sni.clone()).unwrap_or_default();
-    let mut peer = Box::new(HttpPeer::new(address, upstream.tls.is_some(), sni));
-    // Pingora keeps connections apart by address and name, but not by what they were verified with.
-    peer.group_key = upstream.pool;
+) -> Result<Box<HttpPeer>> {
+    let mut peer = plain(upstream, endpoint, prepared)?;
     let options = &mut peer.options;
     options.connection_timeout = Some(attempt.connect);
     options.total_connection_timeout = Some(attempt.connect);
     options.read_timeout = Some(attempt.silence);
     options.write_timeout = Some(attempt.silence);
     options.idle_timeout = Some(POOL_IDLE);
-    options.max_h2_streams = H2_STREAMS;
-    match (upstream.url.scheme, deadline) {
-        (Scheme::Http | Scheme::Https, Some(deadline)) => {
-            options.custom_l4 = Some(Arc::new(PatientConnect(deadline)));
-            // No connection of the pool is taken, and none is given to it.
-            peer.group_key = PATIENT.fetch_add(1, Ordering::Relaxed);
-            options.idle_timeout = Some(Duration::ZERO);
-        }
-        (Scheme::Http, None) => {}
-        (Scheme::Https, None) => options.set_http_version(2, 1),
-        (Scheme::H2c, _) => options.set_http_version(2, 2),
+    if let (Scheme::Http | Scheme::Https, Some(deadline)) = (upstream.url.scheme, deadline) {
+        options.set_http_version(1, 1);
+        options.custom_l4 = Some(Arc::new(PatientConnect(deadline)));
+        // No connection of the pool is taken, and none is given to it.
+        options.idle_timeout = Some(Duration::ZERO);
+        peer.group_key = own_pool();
     }
-    if let Some(der) = upstream.tls.as_ref().and_then(|t| t.authorities.as_deref()) {
-        options.ca = Some(authorities.of(upstream.pool, der));
+    Ok(peer)
+}
+
+/// How an endpoint is connected to and verified, without any patience yet.
+pub fn plain(upstream: &Upstream, endpoint: &Endpoint, prepared: &Prepared) -> Result<Box<HttpPeer>> {
+    let sni = upstream.tls.as_ref().map(|t| t.sni.clone()).unwrap_or_default();
+    let mut peer = Box::new(match &endpoint.address {
+        Address::Inet(address) => HttpPeer::new(*address, upstream.tls.is_some(), sni),
+        Address::Unix(path) => HttpPeer::new_uds(path, upstream.tls.is_some(), sni)?,
+    });
+    // Pingora keeps connections apart by address and name, but not by what they were verified with.
+    peer.group_key = upstream.pool;
+    peer.options.max_h2_streams = H2_STREAMS;
+    match upstream.url.scheme {
+        Scheme::Http => {}
+        Scheme::Https => peer.options.set_http_version(2, 1),
+        Scheme::H2c => peer.options.set_http_version(2, 2),
     }
-    peer
+    if let Some(tls) = &upstream.tls {
+        let Policy { authorities, identity } = prepared.of(upstream.pool, tls);
+        peer.options.ca = authorities;
+        peer.client_cert_key = identity;
+    }
+    Ok(peer)
 }
 
 /// What kept a connection from being made.

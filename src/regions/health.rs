@@ -1,16 +1,12 @@
-//! What real traffic says of each upstream. Always on; it needs no configuration.
+//! What real traffic says of each endpoint. Always on; it needs no configuration.
 //!
 //! Three failures in a row eject an upstream for 5 s, each further ejection for twice as long, up to
 //! 5 min (the doubling of Envoy's outlier detection, with a count fit for regions of one or two
 //! upstreams). When the time is over one request may try it: success brings it back, failure ejects it again.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-
-use crate::config::units::UpstreamUrl;
 use crate::request::Moment;
 
 /// Failures in a row before an ejection.
@@ -22,70 +18,7 @@ pub const LONGEST_EJECTION: Duration = Duration::from_secs(300);
 /// A trial whose end was never told (its task panicked) is forgotten after this long.
 const LOST_TRIAL: Duration = Duration::from_secs(120);
 
-/// What is known of an upstream, across reloads.
-#[derive(Debug)]
-pub struct UpstreamState {
-    /// Whom it is about.
-    pub url: UpstreamUrl,
-    /// What traffic says of it.
-    pub health: Health,
-    /// Where its name points; empty until it was resolved.
-    addresses: ArcSwap<Vec<SocketAddr>>,
-    next: AtomicUsize,
-    /// Its name is being asked for.
-    pub resolving: AtomicBool,
-}
-
-impl UpstreamState {
-    /// Nothing is known yet; an address needs no resolving.
-    pub fn new(url: UpstreamUrl) -> Self {
-        let addresses = url.ip().map(|ip| SocketAddr::new(ip, url.port)).into_iter().collect();
-        Self {
-            url,
-            health: Health::default(),
-            addresses: ArcSwap::from_pointee(addresses),
-            next: AtomicUsize::new(0),
-            resolving: AtomicBool::new(false),
-        }
-    }
-
-    /// The next address in turn, if the name is resolved.
-    pub fn address(&self) -> Option<SocketAddr> {
-        let addresses = self.addresses.load();
-        // Taking turns is for names with several addresses; the usual single one costs no shared write.
-        match addresses.as_slice() {
-            [] => None,
-            [one] => Some(*one),
-            several => several.get(self.next.fetch_add(1, Relaxed) % several.len()).copied(),
-        }
-    }
-
-    /// Is there an address to connect to?
-    pub fn is_resolved(&self) -> bool {
-        !self.addresses.load().is_empty()
-    }
-
-    /// Would a request be sent to it without further ado?
-    pub fn is_usable(&self, now: Moment) -> bool {
-        self.is_resolved() && self.health.standing(now) == Standing::Usable
-    }
-
-    /// Takes a fresh answer; an empty one is none, and the last good one stays.
-    pub fn resolved(&self, mut addresses: Vec<SocketAddr>) {
-        addresses.sort_unstable();
-        addresses.dedup();
-        if !addresses.is_empty() && **self.addresses.load() != addresses {
-            self.addresses.store(addresses.into());
-        }
-    }
-
-    /// All addresses.
-    pub fn addresses(&self) -> std::sync::Arc<Vec<SocketAddr>> {
-        self.addresses.load_full()
-    }
-}
-
-/// Passive health of one upstream: a few atomics, so that no request waits for another.
+/// Passive health of one endpoint: a few atomics, so that no request waits for another.
 #[derive(Debug, Default)]
 pub struct Health {
     /// Failures since the last success.
@@ -98,7 +31,7 @@ pub struct Health {
     trial: AtomicU64,
 }
 
-/// May an upstream be chosen?
+/// What traffic alone says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// Yes.
@@ -135,8 +68,8 @@ impl Health {
         lost && self.trial.compare_exchange(seen, now.millis().max(1), Relaxed, Relaxed).is_ok()
     }
 
-    /// It answered well.
-    pub fn success(&self, now: Moment) {
+    /// It answered well. Returns true when this brings it back.
+    pub fn success(&self, now: Moment) -> bool {
         // The usual case writes nothing: no cache line is fought over.
         if self.failures.load(Relaxed) != 0 {
             self.failures.store(0, Relaxed);
@@ -150,18 +83,24 @@ impl Health {
             self.until.store(0, Relaxed);
             self.trial.store(0, Relaxed);
         }
+        until != 0
     }
 
-    /// It failed. Returns true when this ejects it.
-    pub fn failure(&self, now: Moment) -> bool {
+    /// Is it due to be ejected, and only spared because it is the last?
+    pub fn is_failing(&self) -> bool {
+        self.failures.load(Relaxed) >= FAILURES
+    }
+
+    /// It failed. Returns true when this ejects it; `spare` says, if it comes to that, that it must not.
+    pub fn failure(&self, now: Moment, spare: impl FnOnce() -> bool) -> bool {
         let until = self.until.load(Relaxed);
         // A request that was under way when the ejection began tells nothing new.
         if until != 0 && now.millis() < until {
             return false;
         }
-        let failures = self.failures.fetch_add(1, Relaxed) + 1;
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         // A trial that fails ejects at once.
-        if until == 0 && failures < FAILURES {
+        if until == 0 && (failures < FAILURES || spare()) {
             return false;
         }
         let doublings = self.ejections.load(Relaxed).min(16);
@@ -198,11 +137,11 @@ mod tests {
     #[test]
     fn three_in_a_row_eject_and_one_trial_brings_back() {
         let health = Health::default();
-        assert!(!health.failure(at(1)) && !health.failure(at(2)));
+        assert!(!health.failure(at(1), || false) && !health.failure(at(2), || false));
         health.success(at(3));
-        assert!(!health.failure(at(4)) && !health.failure(at(5)));
+        assert!(!health.failure(at(4), || false) && !health.failure(at(5), || false));
         assert_eq!(health.standing(at(5)), Standing::Usable);
-        assert!(health.failure(at(6)));
+        assert!(health.failure(at(6), || false));
         assert_eq!(health.standing(at(6)), Standing::Ejected { until: at(5_006) });
         assert_eq!(health.standing(at(5_006)), Standing::TrialDue);
         assert!(health.claim_trial(at(5_006)));
@@ -217,14 +156,14 @@ mod tests {
         let health = Health::default();
         let mut now = 1;
         for _ in 0..FAILURES {
-            health.failure(at(now));
+            health.failure(at(now), || false);
         }
         for seconds in [5, 10, 20, 40, 80, 160, 300, 300] {
             now += seconds * 1_000;
             assert_eq!(health.standing(at(now)), Standing::TrialDue, "after {seconds} s");
             assert!(matches!(health.standing(at(now - 1)), Standing::Ejected { .. }));
             assert!(health.claim_trial(at(now)));
-            assert!(health.failure(at(now)), "one failed trial is enough");
+            assert!(health.failure(at(now), || false), "one failed trial is enough");
         }
     }
 
@@ -232,7 +171,7 @@ mod tests {
     fn a_trial_without_verdict_is_given_to_the_next() {
         let health = Health::default();
         for _ in 0..FAILURES {
-            health.failure(at(1));
+            health.failure(at(1), || false);
         }
         assert!(health.claim_trial(at(6_000)));
         health.trial_abandoned();
@@ -242,13 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn the_last_good_answer_stays() {
-        let state = UpstreamState::new("http://origin.example.com:80".parse().unwrap());
-        assert!(!state.is_resolved() && state.address().is_none());
-        let a: SocketAddr = "192.0.2.1:80".parse().unwrap();
-        let b: SocketAddr = "192.0.2.2:80".parse().unwrap();
-        state.resolved(vec![b, a, a]);
-        state.resolved(vec![]);
-        assert_eq!([state.address(), state.address(), state.address()], [Some(a), Some(b), Some(a)]);
+    fn the_last_one_is_spared_until_another_is_there() {
+        let health = Health::default();
+        for i in 0..10 {
+            assert!(!health.failure(at(i), || true));
+        }
+        assert_eq!((health.standing(at(10)), health.is_failing()), (Standing::Usable, true));
+        assert!(health.failure(at(11), || false), "the next failure ejects it");
+        health.success(at(6_000));
+        assert!(!health.is_failing());
     }
 }

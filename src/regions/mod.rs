@@ -1,13 +1,25 @@
-//! Where a request may go: countries to regions in order, and how each upstream is doing.
+//! Where a request may go: steering to regions in order, and how each region and upstream is doing.
 
+pub mod active;
+pub mod balance;
+pub mod control;
+pub mod endpoint;
 pub mod health;
+pub mod latency;
+pub mod spill;
 pub mod steering;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use crate::client::atlas::Point;
+use crate::config::HealthCheck;
 use crate::config::units::UpstreamUrl;
-use health::UpstreamState;
+use crate::request::Moment;
+use balance::Balance;
+use control::RegionState;
+use endpoint::{Standing, UpstreamState};
+use spill::Capacity;
 
 /// A region by its position in the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,11 +30,79 @@ pub struct RegionId(pub u16);
 pub struct Region {
     /// Its name.
     pub name: Arc<str>,
+    /// Stands for it in hashes and in what was learned, across reloads.
+    pub id: u64,
     /// Its upstreams.
     pub upstreams: Box<[Upstream]>,
+    /// Where it is.
+    pub location: Option<Point>,
+    /// How requests are spread over its upstreams.
+    pub balance: Balance,
+    /// Keeps clients at one upstream.
+    pub affinity: Option<Affinity>,
+    /// Bounds of the requests at once.
+    pub limits: Limits,
+    /// Requests that may wait for a place, and how long.
+    pub queue: (u32, Duration),
+    /// What comes back gets its full share after this long.
+    pub slow_start: Duration,
+    /// How its upstreams are asked how they are.
+    pub check: Option<Arc<Check>>,
+    /// What outlives a reload.
+    pub state: Arc<RegionState>,
     /// One turn of the smooth weighted round robin, as positions in `upstreams`.
-    schedule: Box<[u16]>,
-    cursor: AtomicUsize,
+    pub schedule: Box<[u16]>,
+}
+
+/// A health check, and how it is told from others.
+#[derive(Debug)]
+pub struct Check {
+    /// What was configured.
+    pub config: HealthCheck,
+    /// Never 0.
+    pub digest: u64,
+}
+
+/// Bounds of the requests at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Never more.
+    pub hard: Option<u32>,
+    /// From here on others with room come first.
+    pub soft: Option<u32>,
+}
+
+/// How much room is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// Enough.
+    Enough,
+    /// The soft limit is reached.
+    Little,
+    /// The hard limit is reached.
+    None,
+}
+
+impl Limits {
+    /// The room that `in_flight` requests leave.
+    pub fn room(self, in_flight: u32) -> Room {
+        match (self.hard, self.soft) {
+            (Some(hard), _) if in_flight >= hard => Room::None,
+            (_, Some(soft)) if in_flight >= soft => Room::Little,
+            _ => Room::Enough,
+        }
+    }
+}
+
+/// Keeps clients at one upstream by a cookie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Affinity {
+    /// The cookie's name.
+    pub cookie: String,
+    /// A client whose upstream failed stays where it went.
+    pub permanent: bool,
+    /// What follows the value in `Set-Cookie`.
+    pub attributes: String,
 }
 
 /// An upstream that can run.
@@ -32,6 +112,10 @@ pub struct Upstream {
     pub url: UpstreamUrl,
     /// Its share.
     pub weight: u32,
+    /// Used only while none of the others is usable.
+    pub backup: bool,
+    /// Bounds of the requests at once, for each of its addresses.
+    pub limits: Limits,
     /// `Host` to send in place of the client's.
     pub host: Option<http::HeaderValue>,
     /// How its certificate is verified; `None` without TLS.
@@ -42,43 +126,72 @@ pub struct Upstream {
     pub state: Arc<UpstreamState>,
 }
 
-/// How an upstream's certificate is verified.
+/// How an upstream's certificate is verified, and what is shown to it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tls {
     /// The name to ask for and to verify.
     pub sni: String,
     /// Authorities in DER to trust in place of the system's.
     pub authorities: Option<Arc<[Vec<u8>]>>,
+    /// Our certificate.
+    pub identity: Option<Arc<Identity>>,
+}
+
+/// A certificate of ours, and its key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The certificate and its chain, in DER.
+    pub chain: Vec<Vec<u8>>,
+    /// The private key, in DER.
+    pub key: Vec<u8>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity([redacted])")
+    }
 }
 
 impl Region {
-    /// A region of at least one upstream.
-    pub fn new(name: Arc<str>, upstreams: Box<[Upstream]>) -> Self {
-        let schedule = schedule(&upstreams.iter().map(|u| u.weight).collect::<Vec<_>>());
-        Self { name, upstreams, schedule, cursor: AtomicUsize::new(0) }
+    /// How much of it is usable, and how much of that an operator leaves it. Backups count once nothing else
+    /// is usable.
+    pub fn capacity(&self, now: Moment) -> Capacity {
+        let (mut all, mut usable, mut backups, mut usable_backups) = (0.0, 0.0, 0.0, 0.0);
+        for upstream in &self.upstreams {
+            let weight = upstream.weight as f32;
+            let endpoints = upstream.state.endpoints();
+            if endpoints.is_empty() && !upstream.backup {
+                all += weight;
+            }
+            for endpoint in endpoints.iter() {
+                let weight = weight * endpoint.weight as f32;
+                let ramp = match endpoint.standing(now) {
+                    Standing::Usable | Standing::Resting { until: _ } => endpoint.ramp(self.slow_start, now),
+                    // Somebody has to come near enough to try it.
+                    Standing::TrialDue => 1.0,
+                    Standing::Ejected { until: _ } | Standing::Down => 0.0,
+                };
+                match upstream.backup || endpoint.backup {
+                    false => (all, usable) = (all + weight, usable + weight * ramp),
+                    true => (backups, usable_backups) = (backups + weight, usable_backups + weight * ramp),
+                }
+            }
+        }
+        let part = |usable: f32, all: f32| if all > 0.0 { usable / all } else { 0.0 };
+        let usable = if usable > 0.0 { part(usable, all) } else { part(usable_backups, backups) };
+        Capacity { usable, granted: self.state.share(now) }
     }
 
-    /// Takes this region's next turn. Any number may come, wrapping around.
-    pub fn turn(&self) -> usize {
-        self.cursor.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// The turn that comes next, without taking it.
-    pub fn peek_turn(&self) -> usize {
-        self.cursor.load(Ordering::Relaxed)
-    }
-
-    /// The upstreams in the order in which turn number `turn` would try them; some come several times.
-    pub fn from_turn(&self, turn: usize) -> impl Iterator<Item = (u16, &Upstream)> {
-        let len = self.schedule.len().max(1);
-        let (head, tail) = self.schedule.split_at((turn % len).min(self.schedule.len()));
-        tail.iter().chain(head).filter_map(|i| Some((*i, self.upstreams.get(usize::from(*i))?)))
+    /// Is at least one of its upstreams in good health?
+    pub fn is_healthy(&self, now: Moment) -> bool {
+        let healthy = |u: &Upstream| u.state.endpoints().iter().any(|e| e.is_healthy(now));
+        self.upstreams.iter().any(healthy)
     }
 }
 
 /// Smooth weighted round robin, as nginx does it: in each step everybody gains its weight, the
 /// greatest goes and pays the sum. Weights 5, 1, 1 give a a b a c a a.
-fn schedule(weights: &[u32]) -> Box<[u16]> {
+pub fn schedule(weights: &[u32]) -> Box<[u16]> {
     let divisor = weights.iter().copied().fold(0, gcd).max(1);
     let weights: Vec<i64> = weights.iter().map(|w| i64::from(w / divisor)).collect();
     let sum: i64 = weights.iter().sum();
@@ -102,9 +215,39 @@ fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
+/// Regions for the tests of this crate.
+#[cfg(test)]
+pub(crate) mod fixtures {
+    use super::*;
+    use crate::signing::Key;
+
+    /// A region of these upstreams, in turn, without slow start.
+    pub(crate) fn region(name: &str, urls: &[&str]) -> Region {
+        let upstream = |url: &&str| {
+            let url: UpstreamUrl = url.parse().unwrap();
+            let state = Arc::new(UpstreamState::new(url.clone(), Arc::new(Key::new(b"test"))));
+            Upstream { url, weight: 1, backup: false, limits: Limits::default(), host: None, tls: None, pool: 0, state }
+        };
+        Region {
+            name: name.into(),
+            id: crate::request::hash(name.as_bytes()),
+            upstreams: urls.iter().map(upstream).collect(),
+            location: None,
+            balance: Balance::RoundRobin,
+            affinity: None,
+            limits: Limits::default(),
+            queue: (0, Duration::ZERO),
+            slow_start: Duration::ZERO,
+            check: None,
+            state: Arc::default(),
+            schedule: schedule(&vec![1; urls.len()]),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::schedule;
+    use super::{Limits, Room, schedule};
 
     #[test]
     fn weights_are_spread_smoothly() {
@@ -117,5 +260,12 @@ mod tests {
                 assert_eq!(turn.iter().filter(|t| usize::from(**t) == i).count(), *weight as usize);
             }
         }
+    }
+
+    #[test]
+    fn room() {
+        let limits = Limits { hard: Some(4), soft: Some(2) };
+        assert_eq!([1, 2, 3, 4, 5].map(|n| limits.room(n)), [Room::Enough, Room::Little, Room::Little, Room::None, Room::None]);
+        assert_eq!(Limits::default().room(u32::MAX), Room::Enough);
     }
 }

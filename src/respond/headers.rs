@@ -4,7 +4,7 @@
 ///
 /// Names that other proxies and clouds use for the same are here too: an origin that still listens to
 /// one of them must not hear a stranger. Sorted, lower case.
-const IDENTITY: [&str; 20] = [
+const IDENTITY: [&str; 23] = [
     "cf-connecting-ip",
     "cf-connecting-ipv6",
     "cf-ipcountry",
@@ -13,6 +13,9 @@ const IDENTITY: [&str; 20] = [
     "cf-visitor",
     "client-ip",
     "fastly-client-ip",
+    "fly-client-ip",
+    "fly-replay-failed",
+    "fly-replay-src",
     "forwarded",
     "true-client-ip",
     "x-client-ip",

@@ -29,11 +29,20 @@ pub enum Refusal {
     GivenUp {
         /// Its status.
         status: u16,
+        /// When it said to ask again.
+        retry_after: Option<Duration>,
     },
     /// The attempt failed and must not be repeated.
     NotRepeated {
         /// What went wrong.
         failure: Failure,
+    },
+    /// Every upstream that might answer is at its limit, and the queue is full or too slow.
+    Overloaded,
+    /// An upstream asked for a replay that cannot be done.
+    ReplayRefused {
+        /// Why.
+        why: &'static str,
     },
     /// A mistake of ours.
     Internal,
@@ -45,7 +54,11 @@ impl Refusal {
         let failure = plan.last_failure();
         match (plan.stopped, failure, plan.given_up()) {
             (Some(Stop::Deadline), failure, _) => Self::DeadlineExceeded { failure },
-            (_, _, Some(status)) => Self::GivenUp { status },
+            (Some(Stop::Replay), ..) => {
+                Self::ReplayRefused { why: plan.replays.as_ref().and_then(|r| r.refused).unwrap_or_default() }
+            }
+            (_, _, Some(status)) => Self::GivenUp { status, retry_after: plan.asked_to_wait() },
+            (Some(Stop::Busy), ..) => Self::Overloaded,
             (Some(Stop::NotIdempotent | Stop::BodyTooLarge), Some(failure), None) => Self::NotRepeated { failure },
             (_, failure, None) => Self::AllRegionsUnavailable { retry_after, failure },
         }
@@ -59,7 +72,9 @@ impl Refusal {
             Self::RequestTimeout => 408,
             Self::AllRegionsUnavailable { .. } => 503,
             Self::DeadlineExceeded { .. } => 504,
-            Self::GivenUp { status } => status,
+            Self::GivenUp { status, retry_after: _ } => status,
+            Self::Overloaded => 503,
+            Self::ReplayRefused { .. } => 502,
             Self::NotRepeated { failure } if failure.is_timeout() => 504,
             Self::NotRepeated { .. } => 502,
             Self::Internal => 500,
@@ -77,6 +92,8 @@ impl Refusal {
             Self::GivenUp { .. } => "The origin failed\n",
             Self::NotRepeated { failure } if failure.is_timeout() => "The origin took too long\n",
             Self::NotRepeated { .. } => "The origin failed\n",
+            Self::Overloaded => "Too many requests are being served\n",
+            Self::ReplayRefused { .. } => "The origin's replay cannot be done\n",
             Self::Internal => "Internal error\n",
         }
     }
@@ -84,14 +101,16 @@ impl Refusal {
     /// `Retry-After` in whole seconds, rounded up.
     pub fn retry_after(self) -> Option<u64> {
         match self {
-            Self::AllRegionsUnavailable { retry_after, .. } => {
+            Self::Overloaded => Some(1),
+            Self::AllRegionsUnavailable { retry_after, .. } | Self::GivenUp { retry_after: Some(retry_after), .. } => {
                 Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
             }
             Self::NoRoute
             | Self::BadRequest
             | Self::RequestTimeout
             | Self::DeadlineExceeded { .. }
-            | Self::GivenUp { .. }
+            | Self::GivenUp { retry_after: None, .. }
+            | Self::ReplayRefused { .. }
             | Self::NotRepeated { .. }
             | Self::Internal => None,
         }
@@ -107,11 +126,16 @@ impl Refusal {
             Self::DeadlineExceeded { failure: f } => failure(f, "http_response_timeout"),
             Self::GivenUp { .. } => "destination_unavailable",
             Self::NotRepeated { failure } => failure.proxy_status(),
+            Self::Overloaded => "connection_limit_reached",
+            Self::ReplayRefused { .. } => "http_protocol_error",
             Self::Internal => "proxy_internal_error",
         };
         let mut value = format!("portolan; error={error}");
-        if let Self::GivenUp { status } = self {
+        if let Self::GivenUp { status, retry_after: _ } = self {
             value.push_str(&format!("; received-status={status}"));
+        }
+        if let Self::ReplayRefused { why } = self {
+            value.push_str(&format!("; details=\"{why}\""));
         }
         if let Some(region) = region {
             value.push_str(&format!("; next-hop=\"{region}\""));

@@ -1,5 +1,7 @@
 //! Which route a request takes: the most specific host, then the longest path. Order never matters.
 
+pub mod budget;
+
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use smallvec::SmallVec;
 use crate::config::units::HostPattern;
 use crate::regions::steering::Steering;
 use crate::request::host_name;
+use budget::{Allowance, Budget};
 
 /// A route by its position in the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,7 +23,7 @@ pub struct RouteId(pub u32);
 pub struct Route {
     /// Its name.
     pub name: Arc<str>,
-    /// Countries to regions.
+    /// Clients to regions.
     pub steering: Steering,
     /// How long to wait for what.
     pub timeouts: Timeouts,
@@ -30,6 +33,10 @@ pub struct Route {
     pub streaming: bool,
     /// Tell the client the region.
     pub region_header: bool,
+    /// Upstreams may have a request sent elsewhere.
+    pub replay: bool,
+    /// Clients may choose their region.
+    pub client_regions: bool,
 }
 
 /// How long to wait for what; none is zero.
@@ -55,7 +62,7 @@ pub enum Patience {
 }
 
 /// What is tried again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Retry {
     /// All tries; `None`: one more than there are candidates.
     pub attempts: Option<u8>,
@@ -63,6 +70,10 @@ pub struct Retry {
     pub statuses: SmallVec<[u16; 8]>,
     /// Repeat what may have had an effect.
     pub non_idempotent: bool,
+    /// How much retries may add.
+    pub allowance: Allowance,
+    /// What they did add.
+    pub budget: Arc<Budget>,
 }
 
 /// Finds the route of a request.

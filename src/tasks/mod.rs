@@ -1,5 +1,7 @@
 //! Work in the background: I/O that no request waits for.
 
 pub mod dns;
+pub mod orders;
+pub mod probe;
 pub mod signals;
 pub mod watch;

@@ -105,11 +105,26 @@ pub enum Stop {
     Deadline,
     /// Every candidate was tried.
     NoCandidate,
+    /// The route's retry budget is spent.
+    Budget,
+    /// Every upstream that is left is at its limit, and waiting was in vain.
+    Busy,
+    /// An upstream asked for a replay that cannot be done.
+    Replay,
 }
 
 impl Stop {
     /// Every reason, for tables of metrics.
-    pub const ALL: [Self; 5] = [Self::NotIdempotent, Self::BodyTooLarge, Self::Attempts, Self::Deadline, Self::NoCandidate];
+    pub const ALL: [Self; 8] = [
+        Self::NotIdempotent,
+        Self::BodyTooLarge,
+        Self::Attempts,
+        Self::Deadline,
+        Self::NoCandidate,
+        Self::Budget,
+        Self::Busy,
+        Self::Replay,
+    ];
 
     /// The label in metrics and logs.
     pub fn label(self) -> &'static str {
@@ -119,6 +134,9 @@ impl Stop {
             Self::Attempts => "attempts",
             Self::Deadline => "deadline",
             Self::NoCandidate => "no_candidate",
+            Self::Budget => "budget",
+            Self::Busy => "busy",
+            Self::Replay => "replay",
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What next: the plan of attempts, and what may go wrong with one.
 
+mod choice;
 pub mod failure;
 pub mod plan;
+pub mod replay;
 
 pub use failure::{Failure, Stop};
-pub use plan::{Attempt, Exhausted, Outcome, Plan, Sent, Try, Verdict};
+pub use plan::{Attempt, Backends, Exhausted, Outcome, Plan, Sent, Start, Try, Verdict};

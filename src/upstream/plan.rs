@@ -1,18 +1,25 @@
 //! Failover as a value: which upstream next, and what a failure means. It never dials, sleeps or logs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::choice::{Choice, Shape};
 use super::failure::{Failure, Stop};
-use crate::regions::health::Standing;
-use crate::regions::steering::{Candidate, Order};
+use super::replay::{Failed, Fallback, MAX_REPLAYS, Replay};
+use crate::regions::endpoint::{Endpoint, Slot, Standing};
+use crate::regions::steering::{Candidate, Order, Steering, Why};
 use crate::regions::{Region, RegionId, Upstream};
-use crate::request::Moment;
+use crate::request::{Moment, mix, unit};
 use crate::routes::{Patience, Retry, Timeouts};
 
 /// At most this many attempts go to one region while another candidate is left.
-const PER_REGION: usize = 2;
+pub(super) const PER_REGION: usize = 2;
+/// Before the same upstream is tried again: exponential backoff from here, with full jitter (Brooker, AWS, 2015).
+const BACKOFF: Duration = Duration::from_millis(25);
+/// And never longer than this.
+const LONGEST_BACKOFF: Duration = Duration::from_millis(250);
 
 /// Traffic takes turns and trials; `explain` only looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,11 +30,65 @@ pub enum Mode {
     Peek,
 }
 
+/// What a plan is played against.
+#[derive(Debug, Clone, Copy)]
+pub struct Backends<'a> {
+    /// The regions of the snapshot.
+    pub regions: &'a [Region],
+    /// What the route says of retries.
+    pub retry: &'a Retry,
+}
+
+/// How a plan begins.
+#[derive(Debug)]
+pub struct Start {
+    /// Candidate regions in order.
+    pub order: Order,
+    /// The region that steering put first, and why the order begins with another.
+    pub moved: Option<(RegionId, Moved)>,
+    /// The endpoint that the client's cookie names, by its id.
+    pub pin: Option<u64>,
+    /// Hashes for regions that balance by one.
+    pub keys: SmallVec<[(RegionId, u64); 2]>,
+    /// The method is idempotent, or the route says that it may be repeated.
+    pub may_repeat: bool,
+    /// Which of first byte and idle bounds the wait for the upstream.
+    pub patience: Patience,
+    /// A random number.
+    pub chance: u64,
+    /// Traffic or `explain`.
+    pub mode: Mode,
+}
+
+/// Why a request begins in another region than steering put first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// A part of its upstreams is out, so a part of the requests moves.
+    Spill,
+    /// An operator evacuates or drains it.
+    Away,
+    /// None of its upstreams is usable.
+    Ejected,
+}
+
+impl Moved {
+    /// The label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Spill => "spill",
+            Self::Away => "away",
+            Self::Ejected => "ejected",
+        }
+    }
+}
+
 /// A request's attempts, past and to come, under one deadline.
 #[derive(Debug)]
 pub struct Plan {
     /// Candidate regions in order.
     pub order: Order,
+    /// The region that steering put first, and why the order begins with another.
+    pub moved: Option<(RegionId, Moved)>,
     /// When `timeouts.total` is over.
     pub deadline: Moment,
     /// Attempts so far, in order.
@@ -36,10 +97,43 @@ pub struct Plan {
     pub stopped: Option<Stop>,
     /// Which of first byte and idle bounds the wait for the upstream.
     pub patience: Patience,
+    /// Nothing was usable, so something was tried all the same.
+    pub panic: bool,
+    /// The replays that upstreams asked for.
+    pub replays: Option<Box<Replays>>,
+    pub(super) pin: Option<u64>,
+    /// No other endpoint will do.
+    pub(super) pinned_only: bool,
+    pub(super) keys: SmallVec<[(RegionId, u64); 2]>,
+    /// Attempts before a replay do not count.
+    pub(super) counts_from: usize,
+    pub(super) chance: u64,
+    pub(super) mode: Mode,
     timeouts: Timeouts,
-    max_tries: usize,
+    attempts: Option<u8>,
     may_repeat: bool,
-    mode: Mode,
+    /// The place that the attempt under way takes.
+    slot: Option<Slot>,
+    /// The upstream said in `Retry-After` when to ask again.
+    asked_to_wait: Option<Duration>,
+}
+
+/// The replays of one request.
+#[derive(Debug, Default)]
+pub struct Replays {
+    /// How often an upstream asked for one, with the region of each.
+    pub by: SmallVec<[RegionId; 4]>,
+    /// When the present one began, and what it asked for.
+    pub began: Moment,
+    /// What it asked for.
+    pub replay: Replay,
+    /// Who asked for it.
+    pub source: Option<(RegionId, u16)>,
+    /// It fell back to who asked for it, and why.
+    pub failed: Option<Failed>,
+    /// Why it cannot be done.
+    pub refused: Option<&'static str>,
+    source_endpoint: Option<u64>,
 }
 
 /// One attempt as it is remembered.
@@ -49,6 +143,8 @@ pub struct Try {
     pub region: RegionId,
     /// The upstream, by position in the region.
     pub upstream: u16,
+    /// The address; nothing if its name has none.
+    pub endpoint: Option<Arc<Endpoint>>,
     /// When it began.
     pub started: Moment,
     /// When it ended, as far as the choice of an upstream goes: with a response header or a failure.
@@ -62,7 +158,7 @@ pub struct Try {
     /// It is the one trial of an ejected upstream.
     trial: bool,
     /// It failed on a pooled connection that the upstream had already closed.
-    stale: bool,
+    pub(super) stale: bool,
     /// It was answered well; its upstream is told so at the end of the body.
     well: bool,
 }
@@ -78,6 +174,8 @@ pub enum Outcome {
     Failed(Failure),
     /// It answered, but broke off inside the body.
     Truncated(u16),
+    /// It asked for the request to be sent elsewhere.
+    Replayed(u16),
 }
 
 impl Outcome {
@@ -88,6 +186,7 @@ impl Outcome {
             Self::Answered(_) => "ok",
             Self::Failed(failure) => failure.label(),
             Self::Truncated(_) => "truncated",
+            Self::Replayed(_) => "replayed",
         }
     }
 
@@ -95,26 +194,32 @@ impl Outcome {
     pub fn failure(self) -> Option<Failure> {
         match self {
             Self::Failed(failure) => Some(failure),
-            Self::Pending | Self::Answered(_) | Self::Truncated(_) => None,
+            Self::Pending | Self::Answered(_) | Self::Truncated(_) | Self::Replayed(_) => None,
         }
     }
 
     /// The status of the response, if there was one.
     pub fn status(self) -> Option<u16> {
         match self {
-            Self::Answered(status) | Self::Truncated(status) | Self::Failed(Failure::Status(status)) => Some(status),
+            Self::Answered(status) | Self::Truncated(status) | Self::Replayed(status) | Self::Failed(Failure::Status(status)) => {
+                Some(status)
+            }
             Self::Pending | Self::Failed(_) => None,
         }
     }
 }
 
 /// What to do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Attempt {
     /// The region.
     pub region: RegionId,
     /// The upstream, by position in the region.
     pub upstream: u16,
+    /// The address; nothing if its name has none.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// Before anything else wait this long.
+    pub delay: Duration,
     /// For TCP and TLS.
     pub connect: Duration,
     /// For silence of the upstream, before the header and inside the body.
@@ -148,94 +253,171 @@ pub enum Verdict {
 }
 
 impl Plan {
-    /// A plan with nothing tried yet. `may_repeat`: the method is idempotent, or the route says it may be repeated.
-    pub fn new(
-        order: Order,
-        timeouts: Timeouts,
-        retry: &Retry,
-        may_repeat: bool,
-        patience: Patience,
-        now: Moment,
-        mode: Mode,
-    ) -> Self {
-        let max_tries = retry.attempts.map_or(order.len() + 1, usize::from);
+    /// A plan with nothing tried yet.
+    pub fn new(start: Start, timeouts: Timeouts, retry: &Retry, now: Moment) -> Self {
+        let Start { order, moved, pin, keys, may_repeat, patience, chance, mode } = start;
+        if mode == Mode::Commit {
+            retry.budget.request(now);
+        }
         Self {
             order,
+            moved,
             deadline: now.after(timeouts.total),
             tries: SmallVec::new(),
             stopped: None,
             patience,
-            timeouts,
-            max_tries,
-            may_repeat,
+            panic: false,
+            replays: None,
+            pin,
+            pinned_only: false,
+            keys,
+            counts_from: 0,
+            chance,
             mode,
+            timeouts,
+            attempts: retry.attempts,
+            may_repeat,
+            slot: None,
+            asked_to_wait: None,
         }
     }
 
     /// The next attempt, remembered as begun at `now`.
-    pub fn next(&mut self, regions: &[Region], now: Moment) -> Result<Attempt, Exhausted> {
+    pub fn next(&mut self, backends: Backends<'_>, now: Moment) -> Result<Attempt, Exhausted> {
         self.stopped = None;
-        let attempt = self.start(regions, now);
+        self.slot = None;
+        let mut attempt = self.start(backends, now);
+        if let Err(Exhausted(stop)) = attempt
+            && self.fall_back(stop, now)
+        {
+            attempt = self.start(backends, now);
+        }
         if let Err(Exhausted(stop)) = attempt {
             self.stopped = Some(stop);
         }
         attempt
     }
 
-    fn start(&mut self, regions: &[Region], now: Moment) -> Result<Attempt, Exhausted> {
-        if self.spent() >= self.max_tries {
+    fn start(&mut self, backends: Backends<'_>, now: Moment) -> Result<Attempt, Exhausted> {
+        if self.spent() >= self.max_tries() {
             return Err(Exhausted(Stop::Attempts));
         }
-        let left = self.deadline.since(now);
+        let left = self.until().since(now);
         if left.is_zero() {
             return Err(Exhausted(Stop::Deadline));
         }
-        let choice = self.take(regions, now).ok_or(Exhausted(Stop::NoCandidate))?;
+        let again = self.spent() > 0 && !self.tries.last().is_some_and(|t| t.stale);
+        if again && !backends.retry.budget.allows(backends.retry.allowance, now) {
+            return Err(Exhausted(Stop::Budget));
+        }
+        let choice = self.take(backends, now).map_err(Exhausted)?;
+        if again && self.mode == Mode::Commit {
+            backends.retry.budget.retry(now);
+        }
+        self.panic |= self.tries.is_empty() && choice.shape >= Shape::Away;
+        let Choice { region, upstream, endpoint, trial, shape: _ } = choice;
+        let delay = self.backoff(endpoint.as_ref()).min(left);
         let (silence, header) = match self.patience {
             Patience::FirstByte => (self.timeouts.first_byte.min(left), None),
             Patience::Idle => (self.timeouts.idle, Some(left)),
         };
         self.tries.push(Try {
-            region: choice.region,
-            upstream: choice.upstream,
+            region,
+            upstream,
+            endpoint: endpoint.clone(),
             started: now,
             ended: now,
             outcome: Outcome::Pending,
             connect_cut: left <= self.timeouts.connect,
             answer_cut: left <= silence,
-            trial: choice.trial,
+            trial,
             stale: false,
             well: false,
         });
-        Ok(Attempt {
-            region: choice.region,
-            upstream: choice.upstream,
-            connect: self.timeouts.connect.min(left),
-            silence,
-            header,
-        })
+        Ok(Attempt { region, upstream, endpoint, delay, connect: self.timeouts.connect.min(left), silence, header })
+    }
+
+    /// Chooses, and takes the turn, the trial and the place that the choice stands for.
+    fn take(&mut self, backends: Backends<'_>, now: Moment) -> Result<Choice, Stop> {
+        let mut choice = self.choose(backends.regions, now, true)?;
+        if self.mode == Mode::Peek {
+            return Ok(choice);
+        }
+        // Another request may be faster at each of these; what it took counts in the next round.
+        for _ in 0..4 {
+            let Some(region) = backends.regions.get(usize::from(choice.region.0)) else { break };
+            let limit = region.upstreams.get(usize::from(choice.upstream)).and_then(|u| u.limits.hard);
+            let Some(endpoint) = &choice.endpoint else { break };
+            let claimed = !choice.trial || endpoint.health.claim_trial(now);
+            if claimed {
+                self.slot = Slot::take(endpoint, limit, &region.state, region.limits.hard);
+                if self.slot.is_some() {
+                    region.state.turn();
+                    return Ok(choice);
+                }
+                if choice.trial {
+                    endpoint.health.trial_abandoned();
+                }
+            }
+            choice = self.choose(backends.regions, now, true)?;
+        }
+        match choice.endpoint.is_none() {
+            true => Ok(choice),
+            false => Err(Stop::Busy),
+        }
+    }
+
+    /// Time to wait before `endpoint`, which is none unless it was tried before.
+    fn backoff(&self, endpoint: Option<&Arc<Endpoint>>) -> Duration {
+        let same = |t: &&Try| !t.stale && t.endpoint.as_ref().zip(endpoint).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        let before = self.counted().iter().filter(same).count();
+        let Some(doublings) = before.checked_sub(1) else { return Duration::ZERO };
+        let most = BACKOFF.saturating_mul(1 << doublings.min(8)).min(LONGEST_BACKOFF);
+        most.mul_f32(unit(mix(self.chance ^ self.tries.len() as u64)))
     }
 
     /// A response header came: is this status passed on, or given up for another attempt? It must be
-    /// asked before giving one up, for a given-up response is lost.
-    pub fn answered(&mut self, regions: &[Region], retry: &Retry, status: u16, sent: Sent, now: Moment) -> Verdict {
-        if retry.statuses.contains(&status) {
+    /// asked before giving one up, for a given-up response is lost. `retry_after`: it says when to ask again.
+    pub fn answered(
+        &mut self,
+        backends: Backends<'_>,
+        status: u16,
+        retry_after: Option<Duration>,
+        sent: Sent,
+        now: Moment,
+    ) -> Verdict {
+        let first_byte = self.tries.last().map(|t| now.since(t.started));
+        if status == 503
+            && let Some((wait, endpoint)) = retry_after.zip(self.endpoint())
+            && self.mode == Mode::Commit
+        {
+            endpoint.rest(wait, now);
+        }
+        if backends.retry.statuses.contains(&status) {
             let failure = Failure::Status(status);
-            let verdict = self.verdict(regions, failure, sent, now);
+            let verdict = self.verdict(backends, failure, sent, now);
             let outcome = match verdict {
-                Verdict::Again => Outcome::Failed(failure),
+                Verdict::Again => {
+                    self.asked_to_wait = self.asked_to_wait.max(retry_after);
+                    Outcome::Failed(failure)
+                }
                 Verdict::Final(stop) => {
                     self.stopped = Some(stop);
                     Outcome::Answered(status)
                 }
             };
             // A route may move on from a 404 as well, but that is no sign of ill health.
-            self.finish(regions, outcome, (status >= 500).then_some(false), now);
+            self.finish(backends.regions, outcome, (status >= 500).then_some(false), now);
             return verdict;
+        }
+        if let (Patience::FirstByte, Mode::Commit, Some((took, endpoint))) =
+            (self.patience, self.mode, first_byte.zip(self.endpoint()))
+        {
+            endpoint.measured(took, now);
         }
         // An upstream that comes back is told at once; otherwise the body's end decides.
         let on_trial = self.tries.last().is_some_and(|t| t.trial);
-        self.finish(regions, Outcome::Answered(status), on_trial.then_some(true), now);
+        self.finish(backends.regions, Outcome::Answered(status), on_trial.then_some(true), now);
         if let Some(last) = self.tries.last_mut() {
             last.well = true;
         }
@@ -243,7 +425,8 @@ impl Plan {
     }
 
     /// The attempt failed without a response.
-    pub fn failed(&mut self, regions: &[Region], failure: Failure, sent: Sent, now: Moment) -> Verdict {
+    pub fn failed(&mut self, backends: Backends<'_>, failure: Failure, sent: Sent, now: Moment) -> Verdict {
+        self.slot = None;
         // An upstream may close an idle connection while we send on it; that is no sign of ill health, once.
         let stale = failure == Failure::Closed && sent.reused && self.tries.iter().all(|t| !t.stale);
         // Nor is a timeout while the client itself was slow to send, or one that the deadline made short.
@@ -253,8 +436,8 @@ impl Plan {
             last.stale = stale;
         }
         let innocent = stale || slow_client || cut;
-        self.finish(regions, Outcome::Failed(failure), (!innocent).then_some(false), now);
-        let verdict = self.verdict(regions, failure, sent, now);
+        self.finish(backends.regions, Outcome::Failed(failure), (!innocent).then_some(false), now);
+        let verdict = self.verdict(backends, failure, sent, now);
         if let Verdict::Final(stop) = verdict {
             self.stopped = Some(stop);
         }
@@ -272,29 +455,148 @@ impl Plan {
         }
     }
 
+    /// The upstream asks for the request to be sent elsewhere. Afterwards [`Plan::next`] says where to, unless
+    /// it cannot be done; then [`Replays::refused`] says why.
+    pub fn replay(
+        &mut self,
+        backends: Backends<'_>,
+        steering: &Steering,
+        replay: Result<Replay, &'static str>,
+        status: u16,
+        sent: Sent,
+        now: Moment,
+    ) -> Verdict {
+        let Some((source, endpoint)) = self.tries.last().map(|t| ((t.region, t.upstream), t.endpoint.clone())) else {
+            return Verdict::Final(Stop::Replay);
+        };
+        self.finish(backends.regions, Outcome::Replayed(status), Some(true), now);
+        let mut replays = self.replays.take().unwrap_or_default();
+        let order = replay.and_then(|replay| {
+            let order = self.replay_order(&replays, &replay, steering, source.0, sent)?;
+            Ok((replay, order))
+        });
+        let verdict = match order {
+            Ok((replay, order)) => {
+                replays.by.push(source.0);
+                replays.began = now;
+                replays.source = Some(source);
+                replays.source_endpoint = endpoint.map(|e| e.id);
+                replays.replay = replay;
+                self.order = order;
+                self.pin = None;
+                self.counts_from = self.tries.len();
+                Verdict::Again
+            }
+            Err(refused) => {
+                replays.refused = Some(refused);
+                self.stopped = Some(Stop::Replay);
+                Verdict::Final(Stop::Replay)
+            }
+        };
+        self.replays = Some(replays);
+        verdict
+    }
+
+    fn replay_order(
+        &self,
+        before: &Replays,
+        replay: &Replay,
+        steering: &Steering,
+        source: RegionId,
+        sent: Sent,
+    ) -> Result<Order, &'static str> {
+        if sent.body_lost || sent.body_incomplete {
+            return Err("the request's body is too large to be sent again (64 KiB)");
+        }
+        if before.failed.is_some() {
+            return Err("a request that fell back cannot be replayed again");
+        }
+        if before.by.len() >= MAX_REPLAYS {
+            return Err("the request was replayed three times already");
+        }
+        let wanted: Order = match replay.regions.is_empty() {
+            false => replay.regions.iter().map(|region| Candidate { region: *region, why: Why::Replay }).collect(),
+            true => {
+                let reach = steering.reach().map(|region| Candidate { region, why: Why::Replay });
+                self.order.iter().copied().chain(reach).collect()
+            }
+        };
+        let mut order = Order::new();
+        for candidate in wanted {
+            let own = replay.elsewhere && candidate.region == source;
+            let looped = before.by.contains(&candidate.region);
+            let known = order.iter().any(|c: &Candidate| c.region == candidate.region);
+            if steering.allows(candidate.region) && !own && !looped && !known {
+                order.push(candidate);
+            }
+        }
+        match order.is_empty() {
+            true => Err("the replay leads to no region, or back to one that asked for it"),
+            false => Ok(order),
+        }
+    }
+
+    /// Nobody took a replayed request: may who asked for it have it back?
+    fn fall_back(&mut self, stop: Stop, now: Moment) -> bool {
+        let timed_out = stop == Stop::Deadline;
+        let Some(replays) = self.replays.as_mut().filter(|r| r.failed.is_none()) else { return false };
+        let (Some(fallback), Some((region, _))) = (replays.replay.fallback, replays.source) else { return false };
+        if self.deadline.since(now).is_zero() || matches!(stop, Stop::NotIdempotent | Stop::BodyTooLarge) {
+            return false;
+        }
+        let tried = self.tries.len() > self.counts_from;
+        replays.failed = Some(match (timed_out, tried) {
+            (true, _) => Failed::Timeout,
+            (false, true) => Failed::RetriesExhausted,
+            (false, false) => Failed::NoCandidate,
+        });
+        self.order = [Candidate { region, why: Why::Replay }].into_iter().collect();
+        self.pin = replays.source_endpoint;
+        self.pinned_only = fallback == Fallback::ForceSelf;
+        self.counts_from = self.tries.len();
+        true
+    }
+
     /// The request is over: an upstream that answered well is told so, and a trial without a verdict is
     /// given back.
     pub fn close(&mut self, regions: &[Region], now: Moment) {
+        self.slot = None;
         let Some(last) = self.tries.last() else { return };
         match last.outcome {
             Outcome::Pending => self.finish(regions, Outcome::Pending, None, now),
             Outcome::Answered(_) if last.well && self.mode == Mode::Commit => {
-                if let Some(upstream) = upstream(regions, last.region, last.upstream) {
-                    upstream.state.health.success(now);
+                if let Some(endpoint) = &last.endpoint {
+                    endpoint.success(now);
                 }
             }
-            Outcome::Answered(_) | Outcome::Failed(_) | Outcome::Truncated(_) => {}
+            Outcome::Answered(_) | Outcome::Failed(_) | Outcome::Truncated(_) | Outcome::Replayed(_) => {}
         }
+    }
+
+    /// Tries since the last replay.
+    pub(super) fn counted(&self) -> &[Try] {
+        self.tries.get(self.counts_from..).unwrap_or_default()
     }
 
     /// Tries that count: one more is free where a pooled connection was closed under us.
     fn spent(&self) -> usize {
-        self.tries.iter().filter(|t| !t.stale).count()
+        self.counted().iter().filter(|t| !t.stale).count()
     }
 
     /// All tries, the first included.
     pub fn max_tries(&self) -> usize {
-        self.max_tries
+        self.attempts.map_or(self.order.len() + 1, usize::from)
+    }
+
+    /// The end of all attempts, or of those that a replay's timeout allows.
+    fn until(&self) -> Moment {
+        let replay = self.replays.as_ref().filter(|r| r.failed.is_none()).and_then(|r| Some(r.began.after(r.replay.timeout?)));
+        replay.map_or(self.deadline, |end| end.min(self.deadline))
+    }
+
+    /// The endpoint of the attempt under way.
+    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+        self.tries.last()?.endpoint.as_ref()
     }
 
     /// For `explain`: the attempt under way gets an answer, whatever it would be.
@@ -306,7 +608,7 @@ impl Plan {
     pub fn given_up(&self) -> Option<u16> {
         self.tries.iter().rev().find_map(|t| match t.outcome {
             Outcome::Failed(Failure::Status(status)) => Some(status),
-            Outcome::Pending | Outcome::Answered(_) | Outcome::Failed(_) | Outcome::Truncated(_) => None,
+            Outcome::Pending | Outcome::Answered(_) | Outcome::Failed(_) | Outcome::Truncated(_) | Outcome::Replayed(_) => None,
         })
     }
 
@@ -315,137 +617,86 @@ impl Plan {
         self.tries.iter().rev().find_map(|t| t.outcome.failure())
     }
 
+    /// When an upstream that was given up said to ask again.
+    pub fn asked_to_wait(&self) -> Option<Duration> {
+        self.asked_to_wait
+    }
+
     /// When the first of the candidates may be worth asking again; at least a second.
     pub fn retry_after(&self, regions: &[Region], now: Moment) -> Duration {
-        let ends = self.candidates(regions).flat_map(|(_, region)| region.upstreams.iter()).map(|u| {
-            match u.state.health.standing(now) {
-                Standing::Ejected { until } => until.since(now),
-                Standing::Usable | Standing::TrialDue => Duration::ZERO,
+        let mut least: Option<Duration> = None;
+        for (_, region) in self.candidates(regions) {
+            for upstream in &region.upstreams {
+                for endpoint in upstream.state.endpoints().iter() {
+                    let wait = match endpoint.standing(now) {
+                        Standing::Ejected { until } | Standing::Resting { until } => until.since(now),
+                        Standing::Usable | Standing::TrialDue | Standing::Down => Duration::ZERO,
+                    };
+                    least = Some(least.map_or(wait, |l| l.min(wait)));
+                }
             }
-        });
-        ends.min().unwrap_or_default().max(Duration::from_secs(1))
+        }
+        least.unwrap_or_default().max(Duration::from_secs(1))
     }
 
     fn finish(&mut self, regions: &[Region], outcome: Outcome, healthy: Option<bool>, now: Moment) {
         let Some(last) = self.tries.last_mut() else { return };
         last.outcome = outcome;
         last.ended = now;
-        if self.mode == Mode::Peek {
-            return;
-        }
-        let Some(health) = upstream(regions, last.region, last.upstream).map(|u| &u.state.health) else { return };
+        let (Mode::Commit, Some(endpoint)) = (self.mode, &last.endpoint) else { return };
         match healthy {
-            Some(true) => health.success(now),
+            Some(true) => endpoint.success(now),
             Some(false) => {
-                health.failure(now);
+                let (endpoint, order) = (endpoint.clone(), &self.order);
+                endpoint.health.failure(now, || !others_usable(regions, order, &endpoint, now));
             }
-            None if last.trial => health.trial_abandoned(),
+            None if last.trial => endpoint.health.trial_abandoned(),
             None => {}
         }
     }
 
-    fn verdict(&self, regions: &[Region], failure: Failure, sent: Sent, now: Moment) -> Verdict {
-        let out_of_time = self.deadline.since(now).is_zero() || self.tries.last().is_some_and(|t| cut(t, failure));
+    fn verdict(&self, backends: Backends<'_>, failure: Failure, sent: Sent, now: Moment) -> Verdict {
+        let cut = self.tries.last().is_some_and(|t| cut(t, failure));
+        let out_of_time = self.deadline.since(now).is_zero() || (cut && !self.may_fall_back());
         let stop = if out_of_time {
             Some(Stop::Deadline)
         } else if !failure.nothing_was_sent() && !self.may_repeat {
             Some(Stop::NotIdempotent)
         } else if !failure.nothing_was_sent() && sent.body_lost {
             Some(Stop::BodyTooLarge)
-        } else if self.spent() >= self.max_tries {
-            Some(Stop::Attempts)
-        } else if self.choose(regions, now, !matches!(failure, Failure::Status(_))).is_none() {
-            Some(Stop::NoCandidate)
-        } else {
+        } else if self.may_fall_back() {
             None
+        } else if self.spent() >= self.max_tries() {
+            Some(Stop::Attempts)
+        } else {
+            match self.choose(backends.regions, now, !matches!(failure, Failure::Status(_))) {
+                Err(Stop::Busy) if !matches!(failure, Failure::Status(_)) => None,
+                Err(stop) => Some(stop),
+                // A stale connection's second try is free.
+                Ok(_) if self.tries.last().is_some_and(|t| t.stale) => None,
+                Ok(_) if !backends.retry.budget.allows(backends.retry.allowance, now) => Some(Stop::Budget),
+                Ok(_) => None,
+            }
         };
         stop.map_or(Verdict::Again, Verdict::Final)
     }
 
-    /// Chooses, and takes the turn and the trial that the choice stands for.
-    fn take(&self, regions: &[Region], now: Moment) -> Option<Choice> {
-        let mut choice = self.choose(regions, now, true)?;
-        if self.mode == Mode::Peek {
-            return Some(choice);
-        }
-        while let Some(upstream) = upstream(regions, choice.region, choice.upstream)
-            && choice.trial
-            && !upstream.state.health.claim_trial(now)
-        {
-            // Another request was faster, so the upstream now counts as ejected: the loop ends.
-            choice = self.choose(regions, now, true)?;
-        }
-        if let Some(region) = regions.get(usize::from(choice.region.0)) {
-            region.turn();
-        }
-        Some(choice)
-    }
-
-    /// The best upstream to try now. Its rank is a tuple, and the least wins: in what shape it is, then
-    /// whether its region had its share, then the region's place, then the turn inside the region.
-    ///
-    /// `last_resort` admits upstreams that are ejected or broke a connection of this very request: if
-    /// nothing else is left, trying beats giving up, unless a real response would be given up for it.
-    fn choose(&self, regions: &[Region], now: Moment, last_resort: bool) -> Option<Choice> {
-        if let Some(choice) = self.stale_again(regions) {
-            return Some(choice);
-        }
-        let mut best: Option<(Rank, Choice)> = None;
-        for (place, (id, region)) in self.candidates(regions).enumerate() {
-            let share_used = self.tries.iter().filter(|t| t.region == id).count() >= PER_REGION;
-            // A turn is only taken in the region that is chosen.
-            for (position, upstream) in region.from_turn(region.peek_turn()) {
-                let Some((shape, trial)) = self.shape(id, position, upstream, now) else { continue };
-                let rank = Rank { shape, share_used, place };
-                if (shape > Shape::Usable && !last_resort) || best.as_ref().is_some_and(|(least, _)| *least <= rank) {
-                    continue;
-                }
-                best = Some((rank, Choice { region: id, upstream: position, trial }));
-                if shape == Shape::Usable {
-                    break;
-                }
-            }
-            // Regions come in the order of `place`, so nothing later beats a usable one.
-            if best.as_ref().is_some_and(|(rank, _)| rank.shape == Shape::Usable && !rank.share_used) {
-                break;
-            }
-        }
-        let (_, choice) = best?;
-        Some(choice)
-    }
-
-    /// In what shape an upstream is for this request, and whether choosing it is a trial; `None` if it
-    /// is out of the question.
-    fn shape(&self, id: RegionId, position: u16, upstream: &Upstream, now: Moment) -> Option<(Shape, bool)> {
-        let earlier = || self.tries.iter().filter(|t| t.region == id && t.upstream == position && !t.stale);
-        let count = earlier().count();
-        if count > 0 {
-            let all = |of: fn(Failure) -> bool| earlier().all(|t| t.outcome.failure().is_some_and(of));
-            // A name may have several addresses, and each of them is worth a connection.
-            if all(Failure::nothing_was_sent) && count < upstream.state.addresses().len() {
-                return Some((Shape::Usable, false));
-            }
-            return all(Failure::may_be_a_blip).then_some((Shape::BrokeBefore, false));
-        }
-        Some(match upstream.state.health.standing(now) {
-            _ if !upstream.state.is_resolved() => (Shape::Ejected, false),
-            Standing::Usable => (Shape::Usable, false),
-            Standing::TrialDue => (Shape::Usable, true),
-            Standing::Ejected { until: _ } => (Shape::Ejected, false),
-        })
-    }
-
-    /// After a pooled connection turned out to be closed, the same upstream again, once.
-    fn stale_again(&self, regions: &[Region]) -> Option<Choice> {
-        let last = self.tries.last().filter(|t| t.stale)?;
-        upstream(regions, last.region, last.upstream)?;
-        Some(Choice { region: last.region, upstream: last.upstream, trial: false })
+    fn may_fall_back(&self) -> bool {
+        self.replays.as_ref().is_some_and(|r| r.failed.is_none() && r.replay.fallback.is_some())
     }
 
     /// The candidates that exist.
     pub fn candidates<'a>(&self, regions: &'a [Region]) -> impl Iterator<Item = (RegionId, &'a Region)> {
         self.order.iter().filter_map(|Candidate { region, why: _ }| Some((*region, regions.get(usize::from(region.0))?)))
     }
+}
+
+/// Is anything but `endpoint` usable among the candidates?
+fn others_usable(regions: &[Region], order: &Order, endpoint: &Arc<Endpoint>, now: Moment) -> bool {
+    order.iter().filter_map(|c| regions.get(usize::from(c.region.0))).any(|region| {
+        let other = |u: &Upstream| u.state.endpoints().iter().any(|e| !Arc::ptr_eq(e, endpoint) && e.is_usable(now));
+        !region.state.is_away(now) && region.upstreams.iter().any(other)
+    })
 }
 
 /// Did the deadline of the whole request end this attempt, rather than the attempt's own time?
@@ -468,55 +719,65 @@ pub fn upstream(regions: &[Region], region: RegionId, position: u16) -> Option<&
     regions.get(usize::from(region.0))?.upstreams.get(usize::from(position))
 }
 
-/// The order of these is the order of preference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Shape {
-    Usable,
-    Ejected,
-    BrokeBefore,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    shape: Shape,
-    share_used: bool,
-    place: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Choice {
-    region: RegionId,
-    upstream: u16,
-    trial: bool,
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::regions::health::UpstreamState;
-    use crate::regions::steering::Why;
+    use crate::regions::fixtures::region;
+    use crate::regions::{Limits, RegionId};
+    use crate::routes::budget::Allowance;
 
     /// Regions of these many upstreams.
     fn regions(sizes: &[usize]) -> Vec<Region> {
-        let upstream = |region: usize, i: usize| {
-            let url: crate::config::units::UpstreamUrl = format!("http://127.0.{region}.{i}:80").parse().unwrap();
-            let state = Arc::new(UpstreamState::new(url.clone()));
-            Upstream { url, weight: 1, host: None, tls: None, pool: 0, state }
+        let of = |(r, size): (usize, &usize)| {
+            let urls: Vec<String> = (0..*size).map(|i| format!("http://127.0.{r}.{i}:80")).collect();
+            region(&format!("r{r}"), &urls.iter().map(String::as_str).collect::<Vec<_>>())
         };
-        let region = |(r, size): (usize, &usize)| Region::new("r".into(), (0..*size).map(|i| upstream(r, i)).collect());
-        sizes.iter().enumerate().map(region).collect()
+        sizes.iter().enumerate().map(of).collect()
     }
 
-    fn plan(regions: &[Region], attempts: Option<u8>, may_repeat: bool) -> Plan {
-        let order = (0..regions.len()).map(|i| Candidate { region: RegionId(i as u16), why: Why::Default }).collect();
+    fn endpoint(regions: &[Region], region: usize, upstream: usize) -> Arc<Endpoint> {
+        regions[region].upstreams[upstream].state.endpoints()[0].clone()
+    }
+
+    fn eject(endpoint: &Endpoint, now: Moment) {
+        for _ in 0..3 {
+            endpoint.health.failure(now, || false);
+        }
+    }
+
+    fn retry(attempts: Option<u8>) -> Retry {
+        Retry {
+            attempts,
+            statuses: [502, 503].into_iter().collect(),
+            non_idempotent: false,
+            allowance: Allowance { percent: 20, min_per_second: 3 },
+            budget: Arc::default(),
+        }
+    }
+
+    fn start(count: usize) -> Start {
+        Start {
+            order: (0..count).map(|i| Candidate { region: RegionId(i as u16), why: Why::Default }).collect(),
+            moved: None,
+            pin: None,
+            keys: SmallVec::new(),
+            may_repeat: true,
+            patience: Patience::FirstByte,
+            chance: 7,
+            mode: Mode::Commit,
+        }
+    }
+
+    fn timeouts() -> Timeouts {
         let second = Duration::from_secs(1);
-        let timeouts = Timeouts { connect: second, first_byte: second * 5, idle: second * 60, total: second * 30 };
-        let retry = Retry { attempts, statuses: [502, 503].into_iter().collect(), non_idempotent: false };
-        Plan::new(order, timeouts, &retry, may_repeat, Patience::FirstByte, Moment::default(), Mode::Commit)
+        Timeouts { connect: second, first_byte: second * 5, idle: second * 60, total: second * 30 }
+    }
+
+    fn plan(backends: Backends<'_>, may_repeat: bool) -> Plan {
+        let start = Start { may_repeat, ..start(backends.regions.len()) };
+        Plan::new(start, timeouts(), backends.retry, Moment::default())
     }
 
     fn at(ms: u64) -> Moment {
@@ -525,45 +786,212 @@ mod tests {
 
     #[test]
     fn each_attempt_is_cut_to_what_is_left() {
-        let regions = regions(&[1, 1, 1]);
-        let mut plan = plan(&regions, Some(5), true);
-        let first = plan.next(&regions, at(0)).unwrap();
+        let (regions, retry) = (regions(&[1, 1, 1]), retry(Some(5)));
+        let backends = Backends { regions: &regions, retry: &retry };
+        let mut plan = plan(backends, true);
+        let first = plan.next(backends, at(0)).unwrap();
         assert_eq!((first.connect, first.silence), (Duration::from_secs(1), Duration::from_secs(5)));
-        assert_eq!(plan.failed(&regions, Failure::FirstByteTimeout, Sent::default(), at(5_000)), Verdict::Again);
-        let second = plan.next(&regions, at(27_000)).unwrap();
+        assert_eq!(plan.failed(backends, Failure::FirstByteTimeout, Sent::default(), at(5_000)), Verdict::Again);
+        let second = plan.next(backends, at(27_000)).unwrap();
         assert_eq!((second.connect, second.silence), (Duration::from_secs(1), Duration::from_secs(3)));
-        assert_eq!(plan.failed(&regions, Failure::FirstByteTimeout, Sent::default(), at(29_990)), Verdict::Final(Stop::Deadline));
-        assert_eq!(plan.next(&regions, at(30_000)), Err(Exhausted(Stop::Deadline)));
+        assert_eq!(plan.failed(backends, Failure::FirstByteTimeout, Sent::default(), at(29_990)), Verdict::Final(Stop::Deadline));
+        assert_eq!(plan.next(backends, at(30_000)).map(drop), Err(Exhausted(Stop::Deadline)));
     }
 
     #[test]
     fn a_stale_connection_is_free_once() {
-        let regions = regions(&[1, 1]);
-        let mut plan = plan(&regions, Some(1), true);
+        let (regions, retry) = (regions(&[1, 1]), retry(Some(1)));
+        let backends = Backends { regions: &regions, retry: &retry };
+        let mut plan = plan(backends, true);
         let stale = Sent { reused: true, ..Sent::default() };
-        plan.next(&regions, at(0)).unwrap();
-        assert_eq!(plan.failed(&regions, Failure::Closed, stale, at(0)), Verdict::Again);
-        assert_eq!(plan.next(&regions, at(0)).unwrap().region, RegionId(0), "the same upstream again");
-        assert_eq!(plan.failed(&regions, Failure::Closed, stale, at(0)), Verdict::Final(Stop::Attempts));
-        let health = &regions[0].upstreams[0].state.health;
-        assert_eq!(health.counts().0, 1, "only the second counts against it");
+        plan.next(backends, at(0)).unwrap();
+        assert_eq!(plan.failed(backends, Failure::Closed, stale, at(0)), Verdict::Again);
+        assert_eq!(plan.next(backends, at(0)).unwrap().region, RegionId(0), "the same upstream again");
+        assert_eq!(plan.failed(backends, Failure::Closed, stale, at(0)), Verdict::Final(Stop::Attempts));
+        assert_eq!(endpoint(&regions, 0, 0).health.counts().0, 1, "only the second counts against it");
+        assert_eq!(retry.budget.counts(at(0)), (1, 0), "and it is no retry");
     }
 
     #[test]
     fn a_real_response_is_not_given_up_for_an_ejected_region() {
-        let regions = regions(&[1, 1]);
-        for _ in 0..3 {
-            regions[1].upstreams[0].state.health.failure(at(1));
-        }
-        let mut plan = plan(&regions, None, true);
-        plan.next(&regions, at(10)).unwrap();
-        let retry = Retry { attempts: None, statuses: [503].into_iter().collect(), non_idempotent: false };
-        assert_eq!(plan.answered(&regions, &retry, 503, Sent::default(), at(10)), Verdict::Final(Stop::NoCandidate));
+        let (regions, retry) = (regions(&[1, 1]), retry(None));
+        let backends = Backends { regions: &regions, retry: &retry };
+        eject(&endpoint(&regions, 1, 0), at(1));
+        let mut first = plan(backends, true);
+        first.next(backends, at(10)).unwrap();
+        assert_eq!(first.answered(backends, 503, None, Sent::default(), at(10)), Verdict::Final(Stop::NoCandidate));
         // Without a response there is nothing to lose.
-        let mut plan = super::tests::plan(&regions, None, true);
-        plan.next(&regions, at(10)).unwrap();
-        assert_eq!(plan.failed(&regions, Failure::Closed, Sent::default(), at(10)), Verdict::Again);
-        assert_eq!(plan.next(&regions, at(10)).unwrap().region, RegionId(1));
+        let mut second = plan(backends, true);
+        second.next(backends, at(10)).unwrap();
+        assert_eq!(second.failed(backends, Failure::Closed, Sent::default(), at(10)), Verdict::Again);
+        assert_eq!(second.next(backends, at(10)).unwrap().region, RegionId(1));
+        assert!(!second.panic);
+    }
+
+    #[test]
+    fn the_last_usable_one_is_never_ejected() {
+        let (regions, retry) = (regions(&[1, 1]), retry(Some(1)));
+        let backends = Backends { regions: &regions, retry: &retry };
+        let fail = |times: usize, now: u64| {
+            for _ in 0..times {
+                let mut plan = plan(backends, true);
+                plan.next(backends, at(now)).unwrap();
+                plan.failed(backends, Failure::ConnectRefused, Sent::default(), at(now));
+            }
+        };
+        fail(3, 1);
+        assert!(!endpoint(&regions, 0, 0).is_usable(at(1)), "another region is left");
+        fail(10, 2);
+        assert!(endpoint(&regions, 1, 0).is_usable(at(2)) && !endpoint(&regions, 1, 0).is_healthy(at(2)));
+        // Once another is back the failing one goes.
+        endpoint(&regions, 0, 0).success(at(3));
+        let mut plan = plan(backends, true);
+        plan.order.reverse();
+        plan.next(backends, at(3)).unwrap();
+        plan.failed(backends, Failure::ConnectRefused, Sent::default(), at(3));
+        assert!(!endpoint(&regions, 1, 0).is_usable(at(3)));
+    }
+
+    #[test]
+    fn if_nothing_is_usable_everything_is_tried_and_said() {
+        let (regions, retry) = (regions(&[1, 1]), retry(None));
+        let backends = Backends { regions: &regions, retry: &retry };
+        for i in 0..2 {
+            eject(&endpoint(&regions, i, 0), at(1));
+        }
+        let mut plan = plan(backends, true);
+        assert_eq!(plan.next(backends, at(2)).unwrap().region, RegionId(0));
+        assert!(plan.panic);
+    }
+
+    #[test]
+    fn limits_spill_before_they_queue() {
+        let retry = retry(None);
+        let mut regions = regions(&[1, 1]);
+        regions[0].limits = Limits { hard: Some(2), soft: Some(1) };
+        regions[1].upstreams[0].limits = Limits { hard: Some(1), soft: None };
+        let backends = Backends { regions: &regions, retry: &retry };
+        let mut plans: Vec<Plan> = (0..4).map(|_| plan(backends, true)).collect();
+        let took: Vec<_> = plans.iter_mut().map(|p| p.next(backends, at(0)).map(|a| a.region.0)).collect();
+        // Below soft at home, then the other region, then up to hard at home, then nothing.
+        assert_eq!(took, [Ok(0), Ok(1), Ok(0), Err(Exhausted(Stop::Busy))]);
+        plans.remove(1).close(&regions, at(1));
+        assert_eq!(plans[2].next(backends, at(1)).map(|a| a.region.0), Ok(1), "a place became free");
+        drop(plans);
+        assert_eq!(regions[0].state.in_flight(), 0);
+    }
+
+    #[test]
+    fn backups_wait_until_the_others_are_out() {
+        let retry = retry(None);
+        let mut regions = regions(&[2, 1]);
+        regions[0].upstreams[1].backup = true;
+        let backends = Backends { regions: &regions, retry: &retry };
+        let first = |now| plan(backends, true).next(backends, at(now)).map(|a| (a.region.0, a.upstream)).unwrap();
+        assert!((0..10).all(|_| first(0) == (0, 0)));
+        eject(&endpoint(&regions, 0, 0), at(1));
+        assert_eq!(first(2), (0, 1));
+        eject(&endpoint(&regions, 0, 1), at(2));
+        assert_eq!(first(3), (1, 0));
+    }
+
+    #[test]
+    fn an_upstream_that_says_when_to_ask_again_is_left_alone() {
+        let (regions, retry) = (regions(&[1, 1]), retry(None));
+        let backends = Backends { regions: &regions, retry: &retry };
+        let mut busy = plan(backends, true);
+        busy.next(backends, at(0)).unwrap();
+        let wait = Some(Duration::from_secs(3));
+        assert_eq!(busy.answered(backends, 503, wait, Sent::default(), at(0)), Verdict::Again);
+        assert_eq!((busy.asked_to_wait(), busy.next(backends, at(0)).unwrap().region), (wait, RegionId(1)));
+        let region = |now| plan(backends, true).next(backends, at(now)).unwrap().region;
+        assert_eq!([region(1), region(2_999), region(3_000)], [RegionId(1), RegionId(1), RegionId(0)]);
+        // But it comes before one that is ejected.
+        let mut again = plan(backends, true);
+        endpoint(&regions, 0, 0).rest(Duration::from_secs(3), at(4_000));
+        eject(&endpoint(&regions, 1, 0), at(4_000));
+        assert_eq!(again.next(backends, at(4_001)).unwrap().region, RegionId(0));
+    }
+
+    #[test]
+    fn a_spent_budget_ends_retries() {
+        let (regions, mut retry) = (regions(&[1, 1]), retry(None));
+        retry.allowance = Allowance { percent: 0, min_per_second: 0 };
+        let backends = Backends { regions: &regions, retry: &retry };
+        let mut plan = plan(backends, true);
+        plan.next(backends, at(0)).unwrap();
+        assert_eq!(plan.failed(backends, Failure::ConnectRefused, Sent::default(), at(0)), Verdict::Final(Stop::Budget));
+    }
+
+    #[test]
+    fn the_same_upstream_only_after_a_pause() {
+        let (regions, mut retry) = (regions(&[1]), retry(Some(4)));
+        retry.allowance.min_per_second = 100;
+        let backends = Backends { regions: &regions, retry: &retry };
+        let mut delays = Vec::new();
+        for chance in 0..50 {
+            let mut plan = Plan::new(Start { chance, ..start(1) }, timeouts(), &retry, at(0));
+            assert_eq!(plan.next(backends, at(0)).unwrap().delay, Duration::ZERO);
+            assert_eq!(plan.failed(backends, Failure::ConnectRefused, Sent::default(), at(0)), Verdict::Again);
+            delays.push(plan.next(backends, at(0)).unwrap().delay);
+        }
+        assert!(delays.iter().all(|d| *d < BACKOFF) && delays.iter().any(|d| *d > BACKOFF / 2), "{delays:?}");
+    }
+
+    #[test]
+    fn replays_go_where_they_are_sent_and_no_further() {
+        let (regions, retry) = (regions(&[1, 1, 1]), retry(None));
+        let backends = Backends { regions: &regions, retry: &retry };
+        let steering = Steering { pool: vec![RegionId(0), RegionId(1), RegionId(2)], ..Steering::default() };
+        let to = |region: u16| Ok(Replay { regions: [RegionId(region)].into_iter().collect(), ..Replay::default() });
+        let mut plan = plan(backends, false);
+        assert_eq!(plan.next(backends, at(0)).unwrap().region, RegionId(0));
+        assert_eq!(plan.replay(backends, &steering, to(2), 200, Sent::default(), at(0)), Verdict::Again);
+        assert_eq!(plan.next(backends, at(0)).unwrap().region, RegionId(2), "a POST too: nobody has executed it");
+        assert_eq!(plan.replay(backends, &steering, to(0), 200, Sent::default(), at(0)), Verdict::Final(Stop::Replay));
+        assert!(plan.replays.as_ref().unwrap().refused.unwrap().contains("back to one that asked"));
+        // Residency holds, and a body that is gone cannot be sent again.
+        let only = Steering { only: Some(vec![RegionId(0), RegionId(1)]), ..Steering::default() };
+        for (steering, replay, sent) in [
+            (&only, to(2), Sent::default()),
+            (&steering, to(1), Sent { body_lost: true, ..Sent::default() }),
+            (&steering, Err("nonsense"), Sent::default()),
+        ] {
+            let mut plan = super::tests::plan(backends, true);
+            plan.next(backends, at(0)).unwrap();
+            assert_eq!(plan.replay(backends, steering, replay, 200, sent, at(0)), Verdict::Final(Stop::Replay));
+        }
+    }
+
+    #[test]
+    fn a_replay_that_nobody_takes_falls_back() {
+        let (regions, retry) = (regions(&[2, 1]), retry(None));
+        let backends = Backends { regions: &regions, retry: &retry };
+        let steering = Steering { pool: vec![RegionId(0), RegionId(1)], ..Steering::default() };
+        for fallback in [None, Some(Fallback::ForceSelf), Some(Fallback::PreferSelf)] {
+            let replay = Replay { regions: [RegionId(1)].into_iter().collect(), fallback, ..Replay::default() };
+            let mut plan = plan(backends, true);
+            let asked = plan.next(backends, at(0)).unwrap();
+            plan.replay(backends, &steering, Ok(replay.clone()), 200, Sent::default(), at(0));
+            plan.next(backends, at(0)).unwrap();
+            let mut verdict = plan.failed(backends, Failure::ConnectRefused, Sent::default(), at(0));
+            let mut next = plan.next(backends, at(0));
+            // A connection that broke may be tried once more.
+            while fallback.is_some() && next.as_ref().is_ok_and(|a| a.region == RegionId(1)) {
+                verdict = plan.failed(backends, Failure::Tls, Sent::default(), at(0));
+                next = plan.next(backends, at(0));
+            }
+            match fallback {
+                None => assert!(verdict == Verdict::Again && plan.replays.as_ref().unwrap().failed.is_none()),
+                Some(_) => {
+                    let back = next.unwrap();
+                    assert_eq!((back.region, back.upstream), (asked.region, asked.upstream));
+                    assert_eq!(plan.replays.as_ref().unwrap().failed, Some(Failed::RetriesExhausted));
+                    let again = plan.replay(backends, &steering, Ok(replay), 200, Sent::default(), at(0));
+                    assert_eq!(again, Verdict::Final(Stop::Replay), "no replay after a fallback");
+                }
+            }
+        }
     }
 
     proptest! {
@@ -575,19 +1003,20 @@ mod tests {
             may_repeat: bool,
             faults in prop::collection::vec((0usize..Failure::ALL.len(), any::<bool>(), any::<bool>(), 0u64..8_000), 20),
         ) {
-            let regions = regions(&sizes);
-            let mut plan = plan(&regions, attempts, may_repeat);
+            let (regions, retry) = (regions(&sizes), retry(attempts));
+            let backends = Backends { regions: &regions, retry: &retry };
+            let mut plan = plan(backends, may_repeat);
             let limit = attempts.map_or(sizes.len() + 1, usize::from);
             let mut now = at(0);
             let mut sent = 0;
             for (kind, reused, body_lost, passed) in faults {
-                if plan.next(&regions, now).is_err() {
+                if plan.next(backends, now).is_err() {
                     break;
                 }
                 let failure = Failure::ALL[kind];
                 sent += usize::from(!failure.nothing_was_sent());
                 now = now.after(Duration::from_millis(passed));
-                let verdict = plan.failed(&regions, failure, Sent { body_lost, reused, body_incomplete: false }, now);
+                let verdict = plan.failed(backends, failure, Sent { body_lost, reused, body_incomplete: false }, now);
                 if !failure.nothing_was_sent() && (body_lost || !may_repeat) {
                     prop_assert!(matches!(verdict, Verdict::Final(_)), "{failure:?}");
                 }

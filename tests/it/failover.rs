@@ -293,7 +293,7 @@ async fn a_failing_region_is_skipped_and_comes_back_by_one_trial() {
     edge.until("us_east is healthy again", |s| {
         let live = s.live.load();
         let now = portolan::proxy::clock::now();
-        live.snapshot.regions[0].upstreams[0].state.health.standing(now) == portolan::regions::health::Standing::Usable
+        live.snapshot.regions[0].upstreams[0].state.endpoints()[0].is_usable(now)
     })
     .await;
     assert_eq!(edge.get("/", &[]).await.region(), "us_east");

@@ -331,7 +331,7 @@ impl Portolan {
             }
             Err(other) => panic!("{other}"),
         };
-        portolan::tasks::dns::resolve_new(&state.upstreams.all()).await;
+        state.resolver.resolve_new(&state.memory.upstreams()).await;
         let connections = listen::Connections::new(state.metrics.connections.clone());
         let app = server::app(state.clone());
         let mut tasks = Vec::new();
@@ -346,6 +346,9 @@ impl Portolan {
         let router = admin.router(axum::Router::new());
         tasks.push(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
         tasks.push(tokio::spawn(portolan::tasks::watch::watch(reloader.clone())));
+        tasks.push(tokio::spawn(state.resolver.clone().refresh(state.clone())));
+        tasks.push(tokio::spawn(portolan::tasks::probe::run(state.clone())));
+        tasks.push(tokio::spawn(portolan::tasks::orders::run(state.clone())));
         Self { address: address.unwrap(), admin: admin_address, state, reloader, dir, tasks }
     }
 

@@ -1,0 +1,91 @@
+//! Countries on the map: continent and centre of each, from `geoip/countries.tsv`.
+
+use std::sync::LazyLock;
+
+use crate::config::units::{Continent, Country};
+
+/// A point on the globe as a unit vector: what is nearer has the greater product.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    x: f64,
+    y: f64,
+    z: f64,
+}
+
+/// Mean radius of the earth in km (IUGG).
+const EARTH: f64 = 6371.0;
+
+impl Point {
+    /// From degrees.
+    pub fn new(latitude: f64, longitude: f64) -> Self {
+        let (lat, lon) = (latitude.to_radians(), longitude.to_radians());
+        Self { x: lat.cos() * lon.cos(), y: lat.cos() * lon.sin(), z: lat.sin() }
+    }
+
+    /// Along a great circle, in km.
+    pub fn distance(self, other: Self) -> f64 {
+        let product = self.x * other.x + self.y * other.y + self.z * other.z;
+        EARTH * product.clamp(-1.0, 1.0).acos()
+    }
+}
+
+static COUNTRIES: LazyLock<Box<[(Country, Continent, Point)]>> = LazyLock::new(|| {
+    let lines = include_str!("../../geoip/countries.tsv").lines().filter(|l| !l.starts_with('#'));
+    let mut all: Vec<_> = lines.filter_map(line).collect();
+    all.sort_by_key(|(country, ..)| *country);
+    all.into()
+});
+
+fn line(line: &str) -> Option<(Country, Continent, Point)> {
+    let mut fields = line.split('\t');
+    let country = Country::from_database(fields.next()?)?;
+    let continent = fields.next()?.parse().ok()?;
+    let point = Point::new(fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((country, continent, point))
+}
+
+/// Every country of `continent`.
+pub fn countries_of(continent: Continent) -> impl Iterator<Item = Country> {
+    COUNTRIES.iter().filter(move |(_, c, _)| *c == continent).map(|(country, ..)| *country)
+}
+
+/// The centre of `country`.
+pub fn centre(country: Country) -> Option<Point> {
+    let i = COUNTRIES.binary_search_by_key(&country, |(c, ..)| *c).ok()?;
+    COUNTRIES.get(i).map(|(_, _, point)| *point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_country_has_its_place() {
+        let lines = include_str!("../../geoip/countries.tsv").lines().filter(|l| !l.starts_with('#') && !l.is_empty()).count();
+        assert_eq!(COUNTRIES.len(), lines, "every line can be read");
+        assert_eq!(COUNTRIES.len(), 250, "249 of ISO 3166-1, and Kosovo");
+        assert!(COUNTRIES.iter().all(|(country, ..)| country.is_assigned()));
+        let of = |c: Continent| countries_of(c).map(|c| c.to_string()).collect::<Vec<_>>();
+        for (continent, country) in [
+            (Continent::EU, "GB"),
+            (Continent::NA, "US"),
+            (Continent::AS, "JP"),
+            (Continent::OC, "AU"),
+            (Continent::SA, "BR"),
+            (Continent::AF, "ZA"),
+            (Continent::AN, "AQ"),
+        ] {
+            assert!(of(continent).contains(&country.to_owned()), "{country}");
+        }
+    }
+
+    #[test]
+    fn distances() {
+        let point = |c: &str| centre(c.parse().unwrap()).unwrap();
+        let (london, new_york) = (Point::new(51.51, -0.13), Point::new(40.71, -74.01));
+        assert!((london.distance(new_york) - 5570.0).abs() < 10.0, "{}", london.distance(new_york));
+        assert!(point("FR").distance(london) < point("JP").distance(london));
+        assert!(point("NZ").distance(point("AU")) < point("NZ").distance(point("US")));
+        assert!(london.distance(london) < 0.001);
+    }
+}

@@ -1,0 +1,76 @@
+//! What decisions read and a reload must not lose: health, addresses, budgets, what was learned. Snapshots
+//! hold on to their parts of it, so no request looks anything up here.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::config::units::UpstreamUrl;
+use crate::regions::control::RegionState;
+use crate::regions::endpoint::UpstreamState;
+use crate::regions::latency::Latency;
+use crate::routes::budget::Budget;
+use crate::signing::Key;
+
+/// Everything that is remembered, by what it is about.
+#[derive(Debug)]
+pub struct Memory {
+    /// Signs cookies.
+    pub key: Arc<Key>,
+    /// What was learned for `policy: latency`.
+    pub latency: Arc<Latency>,
+    upstreams: Mutex<HashMap<UpstreamUrl, Arc<UpstreamState>>>,
+    regions: Mutex<HashMap<Box<str>, Arc<RegionState>>>,
+    budgets: Mutex<HashMap<Box<str>, Arc<Budget>>>,
+}
+
+impl Memory {
+    /// Nothing is known yet.
+    pub fn new(key: Key) -> Self {
+        Self {
+            key: Arc::new(key),
+            latency: Arc::default(),
+            upstreams: Mutex::default(),
+            regions: Mutex::default(),
+            budgets: Mutex::default(),
+        }
+    }
+
+    /// What is known of an upstream.
+    pub fn upstream(&self, url: &UpstreamUrl) -> Arc<UpstreamState> {
+        known(&self.upstreams, url.clone(), || Arc::new(UpstreamState::new(url.clone(), self.key.clone())))
+    }
+
+    /// What is known of a region.
+    pub fn region(&self, name: &str) -> Arc<RegionState> {
+        known(&self.regions, name.into(), Arc::default)
+    }
+
+    /// What a route's retries spent.
+    pub fn budget(&self, route: &str) -> Arc<Budget> {
+        known(&self.budgets, route.into(), Arc::default)
+    }
+
+    /// Every upstream.
+    pub fn upstreams(&self) -> Vec<Arc<UpstreamState>> {
+        self.upstreams.lock().values().cloned().collect()
+    }
+
+    /// Every region that there ever was, by name.
+    pub fn regions(&self) -> Vec<(String, Arc<RegionState>)> {
+        self.regions.lock().iter().map(|(name, state)| (name.to_string(), state.clone())).collect()
+    }
+
+    /// Forgets what nobody holds on to any more. Regions stay: an operator's order for one that is away for a
+    /// reload must be there when it comes back; there are as many as were ever configured.
+    pub fn tidy(&self) {
+        self.upstreams.lock().retain(|_, state| Arc::strong_count(state) > 1);
+        self.budgets.lock().retain(|_, budget| Arc::strong_count(budget) > 1);
+    }
+}
+
+fn known<K: Hash + Eq, V: Clone>(all: &Mutex<HashMap<K, V>>, key: K, new: impl FnOnce() -> V) -> V {
+    all.lock().entry(key).or_insert_with(new).clone()
+}

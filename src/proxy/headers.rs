@@ -1,0 +1,159 @@
+//! Headers: what the origin is told of the client, and what the client gets beside the response.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::{HeaderName, HeaderValue, header};
+use pingora::Result;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::proxy::Session;
+use smallvec::SmallVec;
+
+use super::edge::{Context, REQUEST_ID};
+use super::facts::{cookie, host, peer};
+use crate::decide::WROTE;
+use crate::regions::Affinity;
+use crate::respond::headers::{Pass, RESPONSE_HOP_BY_HOP, pass};
+use crate::routes::Route;
+use crate::signing::same;
+use crate::upstream::plan::upstream;
+use crate::upstream::{Plan, replay};
+
+/// Replaces what the client says of itself by what is known, and adds what the origin wants to know.
+pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Context) -> Result<()> {
+    let Some(decision) = &ctx.decision else { return Ok(()) };
+    let trusted = decision.client.trusted_peer;
+    let header = &ctx.live.snapshot.trust.header;
+    let dropped: SmallVec<[HeaderName; 8]> =
+        request.headers.keys().filter(|name| pass(name.as_str(), header.as_str(), trusted) == Pass::Drop).cloned().collect();
+    for name in &dropped {
+        request.remove_header(name);
+    }
+
+    let peer = peer(session).to_canonical();
+    let mut forwarded_for = SmallVec::<[u8; 64]>::new();
+    if trusted {
+        for value in session.req_header().headers.get_all("x-forwarded-for") {
+            forwarded_for.extend_from_slice(value.as_bytes());
+            forwarded_for.extend_from_slice(b", ");
+        }
+    }
+    write(&mut forwarded_for, peer);
+    let forwarded_for = HeaderValue::from_bytes(&forwarded_for).unwrap_or(HeaderValue::from_static("unknown"));
+    request.insert_header("X-Forwarded-For", forwarded_for)?;
+    if !request.headers.contains_key("x-forwarded-proto") {
+        request.insert_header("X-Forwarded-Proto", HeaderValue::from_static("http"))?;
+    }
+    if !request.headers.contains_key("x-forwarded-host") {
+        request.insert_header("X-Forwarded-Host", host(session))?;
+    }
+    request.insert_header(REQUEST_ID, &ctx.request_id)?;
+    let mut client = SmallVec::<[u8; 64]>::new();
+    write(&mut client, decision.client.ip);
+    request.insert_header("CF-Connecting-IP", client.as_slice())?;
+    request.insert_header("CF-IPCountry", decision.place.country.as_str())?;
+    request.insert_header("Portolan-Country", decision.place.country.as_str())?;
+    if let Some(region) = ctx.region() {
+        request.insert_header("Portolan-Region", region)?;
+    }
+
+    let attempt = ctx.planned().and_then(|p| p.tries.last());
+    let chosen = attempt.and_then(|t| upstream(&ctx.live.snapshot.regions, t.region, t.upstream));
+    if let Some(host) = chosen.and_then(|u| u.host.as_ref()) {
+        request.insert_header(header::HOST, host)?;
+    }
+    replayed(request, ctx)
+}
+
+/// Who sent a replayed request here, and what became of it.
+fn replayed(request: &mut RequestHeader, ctx: &Context) -> Result<()> {
+    let Some(replays) = ctx.planned().and_then(|plan| plan.replays.as_ref()) else { return Ok(()) };
+    let Some((region, position)) = replays.source else { return Ok(()) };
+    let region = ctx.live.snapshot.region(region).map_or("", |r| &*r.name);
+    let instance = format!("{region}-{position}");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let elapsed = super::clock::now().since(replays.began);
+    let mut set = |name: &'static str, value: String| match HeaderValue::from_str(&value) {
+        Ok(value) => request.insert_header(name, value),
+        // A state with bytes that no header may carry came in a header, so it cannot be.
+        Err(_) => Ok(()),
+    };
+    if let Some(failed) = replays.failed {
+        return set(
+            "fly-replay-failed",
+            format!("instance={instance};region={region};reason={};elapsed_ms={}", failed.label(), elapsed.as_millis()),
+        );
+    }
+    let source = replay::source(&instance, region, now.saturating_sub(elapsed), &replays.replay.state);
+    set("portolan-replay-src", source.clone())?;
+    set("fly-replay-src", source)
+}
+
+/// Cookies of affinity and of `read_your_writes`, where the response calls for one.
+pub fn set_cookies(session: &Session, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
+    let (Some(route), Some(plan)) = (ctx.route(), ctx.planned()) else { return Ok(()) };
+    let mut set = |cookie: String| match HeaderValue::from_str(&cookie) {
+        Ok(value) => response.append_header(header::SET_COOKIE, value).map(drop),
+        Err(_) => Ok(()),
+    };
+    if let Some(cookie) = wrote(session, plan, route, ctx) {
+        set(cookie)?;
+    }
+    if let Some(cookie) = affinity(session, plan, ctx) {
+        set(cookie)?;
+    }
+    Ok(())
+}
+
+/// After a write that may have had an effect, a client's reads follow it for a while.
+fn wrote(session: &Session, plan: &Plan, route: &Route, ctx: &Context) -> Option<String> {
+    let span = route.steering.writes.as_ref()?.read_your_writes?;
+    let written = plan.tries.last()?.outcome.status().is_some_and(|status| status < 400);
+    if ctx.safe(session) || !written {
+        return None;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Whole seconds, rounded up: rather too long than too short.
+    let until = now.saturating_add(span).as_secs() + 1;
+    let signed = ctx.live.snapshot.key.sign(WROTE, &until.to_string());
+    Some(format!("{WROTE}={signed}; Path=/; Max-Age={}; HttpOnly; SameSite=Lax", span.as_secs() + 1))
+}
+
+/// The client is told which upstream it belongs to from now on, if that changed.
+fn affinity(session: &Session, plan: &Plan, ctx: &Context) -> Option<String> {
+    let last = plan.tries.last()?;
+    let region = ctx.live.snapshot.region(last.region)?;
+    let Affinity { cookie: name, permanent, attributes } = region.affinity.as_ref()?;
+    let endpoint = last.endpoint.as_ref()?;
+    let has = cookie(session, name).unwrap_or_default();
+    if same(&endpoint.tag, has) || region.state.is_away(super::clock::now()) {
+        return None;
+    }
+    // Its own upstream may only be away for a while.
+    let mut upstreams = plan.candidates(&ctx.live.snapshot.regions).flat_map(|(_, r)| r.upstreams.iter());
+    let known = !has.is_empty() && upstreams.any(|u| u.state.endpoints().iter().any(|e| same(&e.tag, has)));
+    (*permanent || !known).then(|| format!("{name}={}{attributes}", endpoint.tag))
+}
+
+/// RFC 9110, section 7.6.1: what speaks of the origin's connection is not for the client.
+pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    let named: SmallVec<[HeaderName; 4]> = response
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| ![header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::UPGRADE].contains(name))
+        .collect();
+    for name in &named {
+        response.remove_header(name);
+    }
+    for name in RESPONSE_HOP_BY_HOP {
+        response.remove_header(name);
+    }
+}
+
+fn write(to: &mut SmallVec<[u8; 64]>, value: impl std::fmt::Display) {
+    // Writing to memory cannot fail.
+    let _ = std::io::Write::write_fmt(to, format_args!("{value}"));
+}

@@ -1,0 +1,33 @@
+//! The short queue of requests for which every upstream is at its limit.
+
+use tokio::time::timeout;
+
+use super::clock;
+use crate::upstream::{Attempt, Backends, Exhausted, Plan, Stop};
+
+/// The next attempt; waits for a place if only limits speak against it, in the queue of the first region.
+pub async fn next(plan: &mut Plan, backends: Backends<'_>) -> Option<Attempt> {
+    let began = clock::now();
+    match plan.next(backends, began) {
+        Ok(attempt) => return Some(attempt),
+        Err(Exhausted(Stop::Busy)) => {}
+        Err(Exhausted(_)) => return None,
+    }
+    let (_, region) = plan.candidates(backends.regions).next()?;
+    let (size, longest) = region.queue;
+    let _place = region.state.wait(size)?;
+    let until = began.after(longest).min(plan.deadline);
+    loop {
+        // First listen, then look: a place that becomes free in between is not missed.
+        let room = region.state.room.listen();
+        match plan.next(backends, clock::now()) {
+            Ok(attempt) => return Some(attempt),
+            Err(Exhausted(Stop::Busy)) => {}
+            Err(Exhausted(_)) => return None,
+        }
+        let left = until.since(clock::now());
+        if left.is_zero() || timeout(left, room).await.is_err() {
+            return None;
+        }
+    }
+}

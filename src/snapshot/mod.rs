@@ -1,0 +1,186 @@
+//! What can run: a [`Config`] made whole and immutable, or every problem at once.
+
+mod regions;
+mod routes;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::address::Trust;
+use crate::client::place::Databases;
+use crate::config::problem::{KeyPath, nearest};
+use crate::config::units::{Name, UpstreamUrl};
+use crate::config::{Config, Problem};
+use crate::key_path;
+use crate::memory::Memory;
+use crate::regions::{Identity, Region, RegionId, Upstream};
+use crate::routes::{Route, RouteId, Router};
+use crate::signing::Key;
+
+/// Files that were read for the configuration, for the pure step that follows.
+#[derive(Debug, Default)]
+pub struct Resources {
+    /// The databases, read and verified.
+    pub databases: Databases,
+    /// Authorities in DER by the path that names them.
+    pub authorities: HashMap<PathBuf, Arc<[Vec<u8>]>>,
+    /// Certificates of ours by the paths of certificate and key.
+    pub identities: HashMap<(PathBuf, PathBuf), Arc<Identity>>,
+}
+
+/// Everything a decision reads. Each request holds on to one for its whole life.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Whom to believe about the client.
+    pub trust: Trust,
+    /// Addresses to places.
+    pub databases: Databases,
+    /// Opens and signs cookies.
+    pub key: Arc<Key>,
+    /// The regions; [`RegionId`] is a position here.
+    pub regions: Box<[Region]>,
+    /// The routes; [`RouteId`] is a position here.
+    pub routes: Box<[Route]>,
+    /// Requests to routes.
+    pub router: Router,
+    /// Where the access log goes.
+    pub access_log: PathBuf,
+    /// How long requests in flight may go on after SIGTERM.
+    pub grace: Duration,
+}
+
+impl Snapshot {
+    /// A route by its id.
+    pub fn route(&self, id: RouteId) -> Option<&Route> {
+        self.routes.get(id.0 as usize)
+    }
+
+    /// A region by its id.
+    pub fn region(&self, id: RegionId) -> Option<&Region> {
+        self.regions.get(usize::from(id.0))
+    }
+
+    /// A region by its name.
+    pub fn region_named(&self, name: &str) -> Option<RegionId> {
+        let position = self.regions.iter().position(|r| *r.name == *name)?;
+        u16::try_from(position).ok().map(RegionId)
+    }
+
+    /// Every upstream with its region.
+    pub fn upstreams(&self) -> impl Iterator<Item = (&Region, &Upstream)> {
+        self.regions.iter().flat_map(|r| r.upstreams.iter().map(move |u| (r, u)))
+    }
+}
+
+/// Builds a snapshot on what `memory` knows already. Warnings come with success; errors, all of them, in
+/// place of it.
+pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Result<(Snapshot, Vec<Problem>), Vec<Problem>> {
+    // Exhaustive, so that a new key must be handled here.
+    let Config { listeners: _, admin, client, regions, routes, access_log, shutdown, resolver: _, state_dir: _, secret } = config;
+    let mut compiler = Compiler {
+        names: regions.keys().collect(),
+        located: regions.values().map(|r| r.location.is_some()).collect(),
+        checks: HashMap::new(),
+        resources,
+        memory,
+        problems: Vec::new(),
+    };
+
+    if !admin.address.0.ip().is_loopback() && admin.token.is_none() {
+        compiler.problems.push(
+            Problem::error(key_path!["admin"], "the admin address is not loopback, so `admin.token` is needed")
+                .hint("set `token: \"${file:admin.token}\"`, or listen on 127.0.0.1"),
+        );
+    }
+    if admin.token.as_ref().is_some_and(|t| t.reveal().is_empty()) {
+        compiler.error(key_path!["admin", "token"], "the admin token is empty");
+    }
+    if config.listeners.is_empty() {
+        compiler.error(key_path!["listeners"], "there is no listener");
+    }
+    for (i, listener) in config.listeners.iter().enumerate() {
+        let taken = config.listeners.iter().take(i).any(|l| l.address == listener.address);
+        if taken || listener.address == admin.address {
+            let other = if taken { "another listener" } else { "`admin`" };
+            compiler.error(key_path!["listeners", i, "address"], format!("{} has this address too", other));
+        }
+    }
+    if regions.is_empty() {
+        compiler.error(key_path!["regions"], "there is no region");
+    }
+    if routes.is_empty() {
+        compiler.error(key_path!["routes"], "there is no route");
+    }
+    if secret.as_ref().is_some_and(|s| s.reveal().len() < 16) {
+        compiler.error(key_path!["secret"], "the secret is shorter than 16 bytes");
+    }
+    if client.country_database.is_none() && client.city_database.is_none() {
+        compiler.problems.push(
+            Problem::warning(
+                key_path!["client", "country_database"],
+                "without `client.country_database` every client's country is `XX`",
+            )
+            .hint("set it to a database in MaxMind's format, such as the shipped geoip/country.mmdb"),
+        );
+    }
+    let grace = shutdown.grace.0;
+
+    let regions: Box<[Region]> = regions.iter().map(|(name, region)| compiler.region(name, region)).collect();
+    let (routes, router) = compiler.routes(routes);
+
+    if compiler.problems.iter().any(Problem::is_error) {
+        return Err(compiler.problems);
+    }
+    let snapshot = Snapshot {
+        trust: Trust { proxies: client.trusted_proxies.iter().map(|n| n.0).collect(), header: client.ip_header.0.clone() },
+        databases: resources.databases.clone(),
+        key: memory.key.clone(),
+        regions,
+        routes,
+        router,
+        access_log: access_log.path.clone(),
+        grace,
+    };
+    Ok((snapshot, compiler.problems))
+}
+
+struct Compiler<'a> {
+    names: Vec<&'a Name>,
+    /// By position of the region: does it say where it is?
+    located: Vec<bool>,
+    /// The health check of each upstream seen so far.
+    checks: HashMap<UpstreamUrl, (u64, &'a Name)>,
+    resources: &'a Resources,
+    memory: &'a Memory,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Compiler<'a> {
+    fn error(&mut self, path: KeyPath, message: impl Into<String>) {
+        self.problems.push(Problem::error(path, message));
+    }
+
+    fn named(&mut self, path: &KeyPath, names: &[Name]) -> Vec<RegionId> {
+        let mut found = Vec::new();
+        for (i, name) in names.iter().enumerate() {
+            let position = self.names.iter().position(|n| *n == name);
+            match position.and_then(|p| u16::try_from(p).ok()) {
+                Some(id) => found.push(RegionId(id)),
+                None => {
+                    let known = || self.names.iter().map(|n| n.0.as_str());
+                    let defined = known().collect::<Vec<_>>().join(", ");
+                    let hint = match nearest(&name.0, known()) {
+                        Some(near) => format!("did you mean `{near}`? defined: {defined}"),
+                        None => format!("defined: {defined}"),
+                    };
+                    // A single name is its own node; in a list each has a place of its own.
+                    let problem = Problem::error(path.join(i), format!("region `{name}` is not defined"));
+                    self.problems.push(problem.label("not under `regions`").hint(hint));
+                }
+            }
+        }
+        found
+    }
+}
