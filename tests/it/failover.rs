@@ -8,7 +8,7 @@ use crate::harness::*;
 fn two(first: &str, second: &str, more: &str) -> String {
     format!(
         "regions:
-  us_east: {{ upstreams: [\"{first}\"] }}
+  us_east: {{ upstreams: [\"{first}\"], balance: round_robin, slow_start: 0s }}
   eu_west: {{ upstreams: [\"{second}\"] }}
 routes:
   - name: all
@@ -356,7 +356,7 @@ async fn a_client_that_leaves_is_not_the_upstreams_fault() {
 async fn weights_spread_requests_inside_a_region() {
     let (a, b) = (Origin::always(ok("a")).await, Origin::always(ok("b")).await);
     let yaml =
-        format!("regions: {{ us: {{ upstreams: [{{ url: \"{}\", weight: 3 }}, \"{}\"] }} }}\nroutes: [{{}}]\n", a.url(), b.url());
+        format!("regions: {{ us: {{ upstreams: [{{ url: \"{}\", weight: 3 }}, \"{}\"], balance: round_robin }} }}\nroutes: [{{}}]\n", a.url(), b.url());
     let edge = Portolan::start(&yaml).await;
     for _ in 0..40 {
         assert_eq!(edge.get("/", &[]).await.status, 200);
