@@ -241,7 +241,7 @@ impl ProxyHttp for Edge {
             };
         }
         if let Some(deadline) = &deadline {
-            deadline.lift();
+            deadline.lift(status == 101);
         }
         let verdict = match replay.filter(|_| route.replay && status != 101) {
             Some(replay) => Some(plan.replay(backends, &route.steering, replay, status, sent, now)),
@@ -341,6 +341,7 @@ impl ProxyHttp for Edge {
             if let Err(error) = session.write_response_body(Some(farewell), true).await {
                 tracing::debug!(%error, "a client left before its tunnel was closed");
             }
+            session.as_downstream_mut().shutdown().await;
         }
         if session.response_written().is_some_and(|r| !r.status.is_informational() || r.status.as_u16() == 101) {
             return nothing(0);

@@ -36,6 +36,7 @@ pub struct HeaderDeadline {
     at: AtomicU64,
     wait: Duration,
     region: Arc<RegionState>,
+    tunnel: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -44,7 +45,8 @@ impl HeaderDeadline {
 
     /// `wait` from now, for a connection into `region`.
     pub fn new(wait: Duration, region: Arc<RegionState>) -> Arc<Self> {
-        let deadline = Self { at: AtomicU64::new(0), wait, region, closed: AtomicBool::new(false) };
+        let deadline =
+            Self { at: AtomicU64::new(0), wait, region, tunnel: AtomicBool::new(false), closed: AtomicBool::new(false) };
         deadline.start_again();
         Arc::new(deadline)
     }
@@ -54,9 +56,10 @@ impl HeaderDeadline {
         self.at.store(clock::now().after(self.wait).millis(), Ordering::Relaxed);
     }
 
-    /// The header came.
-    pub fn lift(&self) {
+    /// The header came. A tunnel ends when its region is drained; any other response gets to its end.
+    pub fn lift(&self, is_tunnel: bool) {
         self.at.store(Self::NONE, Ordering::Relaxed);
+        self.tunnel.store(is_tunnel, Ordering::Relaxed);
     }
 
     /// Was the connection closed because its region is drained?
@@ -84,6 +87,8 @@ pub struct PatientConnect(pub Arc<HeaderDeadline>);
 #[async_trait]
 impl Connect for PatientConnect {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
+        // Before anything else, so that nothing said meanwhile is missed.
+        let close = Some(self.0.region.close.listen());
         let connected = match address {
             SocketAddr::Inet(address) => tcp(address).await,
             SocketAddr::Unix(address) => match address.as_pathname() {
@@ -99,7 +104,6 @@ impl Connect for PatientConnect {
             };
             Error::because(kind, "connecting", e)
         })?;
-        let close = self.0.region.close.listen();
         let socket = PatientSocket { stream, deadline: self.0.clone(), sleep: None, close };
         Ok(VirtualSocketStream::new(Box::new(socket)).into())
     }
@@ -123,7 +127,7 @@ struct PatientSocket {
     deadline: Arc<HeaderDeadline>,
     sleep: Option<Pin<Box<Sleep>>>,
     /// Told when the region lets go of its tunnels.
-    close: EventListener,
+    close: Option<EventListener>,
 }
 
 /// Calls a method of whichever socket it is.
@@ -166,12 +170,20 @@ impl AsyncRead for PatientSocket {
         if self.poll_late(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        // Only tunnels are closed: a response that is under way gets to its end.
-        if self.deadline.left().is_none() && Pin::new(&mut self.close).poll(cx).is_ready() {
+        if let ready @ Poll::Ready(_) = either!(self, stream => stream.poll_read(cx, buf)) {
+            return ready;
+        }
+        // Nothing to read: a good moment to look whether to stay.
+        if self.deadline.tunnel.load(Ordering::Relaxed)
+            && let Some(close) = &mut self.close
+            && Pin::new(close).poll(cx).is_ready()
+        {
+            // A listener that was told must not be asked again.
+            self.close = None;
             self.deadline.closed.store(true, Ordering::Relaxed);
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        either!(self, stream => stream.poll_read(cx, buf))
+        Poll::Pending
     }
 }
 

@@ -96,6 +96,12 @@ pub fn peer(
     options.read_timeout = Some(attempt.silence);
     options.write_timeout = Some(attempt.silence);
     options.idle_timeout = Some(POOL_IDLE);
+    if attempt.fresh {
+        // Under a key of its own there is none in the pool, and this one is not kept.
+        options.idle_timeout = Some(Duration::ZERO);
+        peer.group_key = own_pool();
+    }
+    let options = &mut peer.options;
     if let (Scheme::Http | Scheme::Https, Some(deadline)) = (upstream.url.scheme, deadline) {
         options.set_http_version(1, 1);
         options.custom_l4 = Some(Arc::new(PatientConnect(deadline)));

@@ -1,7 +1,5 @@
 //! One question to one endpoint, over the same protocol and TLS as traffic, on a connection of its own.
 
-use std::time::Duration;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header;
 use pingora::connectors::TransportConnector;
@@ -49,7 +47,8 @@ impl Prober {
         peer.options.total_connection_timeout = timeout;
         peer.options.read_timeout = timeout;
         peer.options.write_timeout = timeout;
-        peer.options.idle_timeout = Some(Duration::ZERO);
+        // With room for more than one stream Pingora would keep the connection for others, for ever.
+        peer.options.max_h2_streams = 1;
         match check.kind {
             CheckKind::Tcp => self.transport.get_stream(&*peer).await.map(|_| "connected".to_owned()).map_err(told),
             CheckKind::Http => self.http(check, upstream, &peer).await,
@@ -134,8 +133,8 @@ async fn status(session: &mut HttpSession) -> Result<u16, String> {
     loop {
         session.read_response_header().await.map_err(told)?;
         let status = session.response_header().map_or(0, |r| r.status.as_u16());
-        // Interim responses (RFC 9110, section 15.2).
-        if !(100..200).contains(&status) {
+        // Interim responses (RFC 9110, section 15.2); HTTP/2 sessions do not show theirs.
+        if status == 101 || !(100..200).contains(&status) {
             return Ok(status);
         }
     }

@@ -3,16 +3,16 @@
 //! A name that begins with `_` is a service: its SRV records (RFC 2782) tell targets, ports, weights and, by
 //! priority, backups. When a name cannot be resolved the last good answer stays, and is called stale.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::RData;
+use hickory_resolver::proto::rr::{Name, RData};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -28,8 +28,8 @@ const LONGEST_TTL: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(2);
 /// A start or reload waits this long for new names; a slow one is left to the background.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// For one question to one server; it is asked twice.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// For one question to one server; it is asked twice, so that a start still waits for the second answer.
+const TIMEOUT: Duration = Duration::from_millis(1_400);
 /// How often it is looked whether a name is due.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -58,8 +58,8 @@ impl Resolver {
         };
         let options = builder.options_mut();
         options.cache_size = 0;
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        (options.timeout, options.attempts) = (TIMEOUT, 2);
+        // Retries, the first time not included.
+        (options.timeout, options.attempts) = (TIMEOUT, 1);
         builder.build()
     }
 
@@ -130,11 +130,11 @@ fn server(address: &SocketAddr) -> NameServerConfig {
 async fn lookup(client: &TokioResolver, upstream: &UpstreamState) -> Result<(Vec<Resolved>, Duration), NetError> {
     let left = |until: Instant| until.saturating_duration_since(Instant::now());
     if !upstream.url.is_service() {
-        let found = client.lookup_ip(upstream.url.host.as_str()).await?;
+        let (found, until) = addresses(client, Name::from_str_relaxed(&upstream.url.host)?).await?;
         let resolved = |ip| Resolved { address: SocketAddr::new(ip, upstream.url.port), weight: 1, backup: false };
-        return Ok((found.iter().map(resolved).collect(), left(found.valid_until())));
+        return Ok((found.into_iter().map(resolved).collect(), left(until)));
     }
-    let found = client.srv_lookup(upstream.url.host.as_str()).await?;
+    let found = client.srv_lookup(Name::from_str_relaxed(&upstream.url.host)?).await?;
     let mut ttl = left(found.valid_until());
     let services: Vec<_> = found
         .answers()
@@ -149,10 +149,10 @@ async fn lookup(client: &TokioResolver, upstream: &UpstreamState) -> Result<(Vec
     let mut resolved = Vec::new();
     let mut failure = None;
     for service in services {
-        match client.lookup_ip(service.target.clone()).await {
-            Ok(addresses) => {
-                ttl = ttl.min(left(addresses.valid_until()));
-                resolved.extend(addresses.iter().map(|ip| Resolved {
+        match addresses(client, service.target.clone()).await {
+            Ok((found, until)) => {
+                ttl = ttl.min(left(until));
+                resolved.extend(found.into_iter().map(|ip| Resolved {
                     address: SocketAddr::new(ip, service.port),
                     // RFC 2782: 0 is "hardly ever"; ours begin at 1.
                     weight: u32::from(service.weight).max(1),
@@ -166,5 +166,27 @@ async fn lookup(client: &TokioResolver, upstream: &UpstreamState) -> Result<(Vec
     match failure {
         Some(error) if resolved.is_empty() => Err(error),
         _ => Ok((resolved, ttl)),
+    }
+}
+
+/// A and AAAA. That there is none of one kind is an answer; that one cannot be had is a failure of both, for the
+/// addresses of that kind would vanish.
+async fn addresses(client: &TokioResolver, name: Name) -> Result<(Vec<IpAddr>, Instant), NetError> {
+    let (mut found, mut until, mut none) = (Vec::new(), None::<Instant>, None);
+    let (v4, v6) = tokio::join!(client.ipv4_lookup(name.clone()), client.ipv6_lookup(name));
+    for answer in [v4, v6] {
+        match answer {
+            Ok(answer) => {
+                found.extend(answer.answers().iter().filter_map(|record| record.data.ip_addr()));
+                until = Some(until.map_or(answer.valid_until(), |until| until.min(answer.valid_until())));
+            }
+            Err(error) if error.is_no_records_found() => none = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match (until, none) {
+        (Some(until), _) => Ok((found, until)),
+        (None, Some(error)) => Err(error),
+        (None, None) => Ok((found, Instant::now())),
     }
 }

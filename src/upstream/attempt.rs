@@ -90,6 +90,8 @@ pub struct Attempt {
     pub upstream: u16,
     /// The address; nothing if its name has none.
     pub endpoint: Option<Arc<Endpoint>>,
+    /// Not over a pooled connection: one of these broke already.
+    pub fresh: bool,
     /// Before anything else wait this long.
     pub delay: Duration,
     /// For TCP and TLS.

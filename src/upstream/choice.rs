@@ -64,7 +64,7 @@ impl Plan {
         let mut members = Members::new();
         let mut full = false;
         for (place, (id, region)) in self.candidates(regions).enumerate() {
-            let share_used = self.counted().iter().filter(|t| t.region == id).count() >= PER_REGION;
+            let share_used = self.counted().iter().filter(|t| t.region == id && !t.stale).count() >= PER_REGION;
             let mut consider = |shape: Shape, upstream: &Upstream, member: Member, backup: bool| {
                 let unpinned = self.pin.is_some_and(|pin| pin != member.id);
                 if unpinned && self.pinned_only {

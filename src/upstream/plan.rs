@@ -202,6 +202,8 @@ impl Plan {
         self.panic |= self.tries.is_empty() && choice.shape >= Shape::Away;
         let Choice { region, upstream, endpoint, trial, shape: _ } = choice;
         let delay = self.backoff(endpoint.as_ref()).min(left);
+        let same = |t: &Try| t.endpoint.as_ref().zip(endpoint.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+        let fresh = self.counted().iter().any(same);
         let (silence, header) = match self.patience {
             Patience::FirstByte => (self.timeouts.first_byte.min(left), None),
             Patience::Idle => (self.timeouts.idle, Some(left)),
@@ -219,7 +221,7 @@ impl Plan {
             stale: false,
             well: false,
         });
-        Ok(Attempt { region, upstream, endpoint, delay, connect: self.timeouts.connect.min(left), silence, header })
+        Ok(Attempt { region, upstream, endpoint, fresh, delay, connect: self.timeouts.connect.min(left), silence, header })
     }
 
     /// Chooses, and takes the turn, the trial and the place that the choice stands for.

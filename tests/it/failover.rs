@@ -355,8 +355,11 @@ async fn a_client_that_leaves_is_not_the_upstreams_fault() {
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_spread_requests_inside_a_region() {
     let (a, b) = (Origin::always(ok("a")).await, Origin::always(ok("b")).await);
-    let yaml =
-        format!("regions: {{ us: {{ upstreams: [{{ url: \"{}\", weight: 3 }}, \"{}\"], balance: round_robin }} }}\nroutes: [{{}}]\n", a.url(), b.url());
+    let yaml = format!(
+        "regions: {{ us: {{ upstreams: [{{ url: \"{}\", weight: 3 }}, \"{}\"], balance: round_robin }} }}\nroutes: [{{}}]\n",
+        a.url(),
+        b.url()
+    );
     let edge = Portolan::start(&yaml).await;
     for _ in 0..40 {
         assert_eq!(edge.get("/", &[]).await.status, 200);

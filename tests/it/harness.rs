@@ -82,7 +82,7 @@ pub struct Origin {
 
 struct Shared {
     script: Mutex<VecDeque<Act>>,
-    forever: Option<Act>,
+    forever: Mutex<Option<Act>>,
     received: Mutex<Vec<Received>>,
     connections: AtomicUsize,
     changed: Notify,
@@ -109,7 +109,7 @@ impl Origin {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             script: Mutex::new(script.into()),
-            forever,
+            forever: Mutex::new(forever),
             received: Mutex::default(),
             connections: AtomicUsize::new(0),
             changed: Notify::new(),
@@ -128,6 +128,11 @@ impl Origin {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// From now on does this for every request.
+    pub fn becomes(&self, act: Act) {
+        *self.shared.forever.lock() = Some(act);
     }
 
     /// What came so far.
@@ -174,7 +179,7 @@ impl Drop for Origin {
 async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     let mut buffer = Vec::new();
     while let Some(head) = read_head(&mut stream, &mut buffer).await {
-        let act = shared.script.lock().pop_front().or_else(|| shared.forever.clone());
+        let act = shared.script.lock().pop_front().or_else(|| shared.forever.lock().clone());
         let act = act.unwrap_or_else(|| panic!("a request beyond the script: {head}"));
         let whole = !matches!(act, Act::Reset);
         let body = if whole { read_body(&head, &mut stream, &mut buffer).await } else { Some(Vec::new()) };
@@ -371,6 +376,22 @@ impl Portolan {
 
     pub async fn admin(&self, method: &str, path: &str) -> Response {
         send(self.admin, method, path, &[], b"").await
+    }
+
+    /// `/status.json`.
+    pub async fn status(&self) -> serde_json::Value {
+        serde_json::from_str(&self.admin("GET", "/status.json").await.text()).unwrap()
+    }
+
+    /// Orders something for a region.
+    pub async fn order(&self, path: &str, body: &str) -> Response {
+        send(self.admin, "POST", path, &[("Content-Type", "application/json")], body.as_bytes()).await
+    }
+
+    /// `POST /explain`.
+    pub async fn explain(&self, question: serde_json::Value) -> serde_json::Value {
+        let answer = self.order("/explain", &question.to_string()).await;
+        serde_json::from_str(&answer.text()).unwrap()
     }
 
     /// The value of one line of `/metrics`, 0 where it is absent.

@@ -11,9 +11,14 @@
 mod explained;
 mod failover;
 mod harness;
+mod health;
 mod identity;
 mod mmdb;
+mod names;
+mod orders;
 mod process;
 mod real_servers;
+mod regions;
 mod reload;
+mod replay;
 mod streaming;

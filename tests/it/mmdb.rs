@@ -10,6 +10,21 @@ pub fn maxmind(outer: &str, code: &str) -> Vec<u8> {
     database(&map(&[(outer, map(&[("iso_code", text(code))]))]))
 }
 
+/// A city database that has one record for every IPv4 address.
+pub fn city(country: &str, subdivision: &str, latitude: f64, longitude: f64) -> Vec<u8> {
+    let subdivision = map(&[("iso_code", text(subdivision))]);
+    // An array of one map: an extended type, number 11.
+    let subdivisions = [vec![1, 11 - 7], subdivision].concat();
+    let location = map(&[("latitude", double(latitude)), ("longitude", double(longitude))]);
+    database(&map(&[("country", map(&[("iso_code", text(country))])), ("subdivisions", subdivisions), ("location", location)]))
+}
+
+fn double(value: f64) -> Vec<u8> {
+    let mut bytes = vec![0b011_01000];
+    bytes.extend(value.to_be_bytes());
+    bytes
+}
+
 fn database(record: &[u8]) -> Vec<u8> {
     // One node of two 24-bit records; a value of node count + 16 points to the start of the data.
     let mut bytes = vec![0, 0, 17, 0, 0, 17];

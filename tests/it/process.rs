@@ -11,7 +11,7 @@ use crate::harness::*;
 
 /// A running `portolan`; dropping it kills it.
 pub struct Program {
-    child: Child,
+    pub child: Child,
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub dir: tempfile::TempDir,
