@@ -64,7 +64,7 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     // Where to, in which order.
     let patience = if route.streaming || facts.is_patient() { Patience::Idle } else { Patience::FirstByte };
     let explore = mode == Mode::Commit && facts.is_safe() && !facts.has_body && patience == Patience::FirstByte;
-    let chosen = route.client_regions.then(|| Chosen::new(snapshot, facts)).unwrap_or_default();
+    let chosen = if route.client_regions { Chosen::new(snapshot, facts) } else { Chosen::default() };
     let asked = Asked {
         ip: client.ip,
         place: &place,

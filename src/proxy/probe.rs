@@ -181,6 +181,7 @@ fn serving(message: &[u8]) -> Option<u8> {
 }
 
 /// The words of an error, without its chain of sources' types.
+#[expect(clippy::boxed_local, reason = "Pingora's errors are boxed")]
 fn told(error: pingora::BError) -> String {
     match &error.cause {
         Some(cause) => format!("{}: {cause}", error.etype().as_str()),

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::request::Moment;
+
 /// What health checks say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -39,6 +41,8 @@ pub struct Active {
     against: AtomicU32,
     /// A check is under way.
     pub asking: AtomicBool,
+    /// When the next one is due, in milliseconds; 0 before the first.
+    due: AtomicU64,
     /// The outcome of the last check.
     pub last: Mutex<Option<Last>>,
 }
@@ -49,8 +53,19 @@ impl Active {
         if self.check.swap(check, Relaxed) != check {
             self.verdict.store(0, Relaxed);
             self.against.store(0, Relaxed);
+            self.due.store(0, Relaxed);
             *self.last.lock() = None;
         }
+    }
+
+    /// When the next check is due.
+    pub fn due(&self) -> Moment {
+        Moment(Duration::from_millis(self.due.load(Relaxed)))
+    }
+
+    /// The next check is due then.
+    pub fn set_due(&self, due: Moment) {
+        self.due.store(due.millis(), Relaxed);
     }
 
     /// Is it checked by this very check?

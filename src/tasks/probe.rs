@@ -3,7 +3,6 @@
 //! Each endpoint is asked by itself, never twice at a time, an interval (give or take a tenth) after its last
 //! answer; while its verdict is in doubt five times as often.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use crate::regions::endpoint::Endpoint;
 use crate::state::{Live, State};
 
 /// How often it is looked whether somebody is due.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
 /// While in doubt an endpoint is asked this many times as often,
 const IN_DOUBT: u32 = 5;
 /// but not more often than this, unless its interval is shorter.
@@ -25,40 +24,28 @@ const SHORTEST: Duration = Duration::from_millis(200);
 /// Asks, for ever.
 pub async fn run(state: Arc<State>) {
     let prober = Arc::new(probe::Prober::default());
-    let mut due: HashMap<usize, Instant> = HashMap::new();
-    let mut seen: Option<Arc<Live>> = None;
     loop {
         let live = state.live.load_full();
-        let is_new = seen.as_ref().is_none_or(|old| !Arc::ptr_eq(old, &live));
-        let now = Instant::now();
-        let mut present = Vec::new();
+        let now = clock::now();
         for (r, region) in live.snapshot.regions.iter().enumerate() {
             let digest = region.check.as_ref().map_or(0, |c| c.digest);
             for (u, upstream) in region.upstreams.iter().enumerate() {
                 for endpoint in upstream.state.endpoints().iter() {
                     endpoint.active.switch(digest);
                     let Some(check) = &region.check else { continue };
-                    let key = Arc::as_ptr(endpoint) as usize;
-                    present.push(key);
-                    let first = || now + check.config.interval.0.mul_f32(0.1 * fastrand::f32());
-                    let at = *due.entry(key).or_insert_with(first);
                     // A failure seen by traffic is reason enough to ask soon.
                     let hurry = endpoint.health.counts().0 > 0 && !endpoint.active.in_doubt();
-                    let at = if hurry { at.min(now + pause(check.config.interval.0, true)) } else { at };
-                    due.insert(key, at);
-                    if at > now || endpoint.active.asking.swap(true, Relaxed) {
-                        continue;
+                    let soon = now.after(pause(check.config.interval.0, true));
+                    if hurry && endpoint.active.due() > soon {
+                        endpoint.active.set_due(soon);
                     }
-                    // Set anew when the answer is there.
-                    due.insert(key, now + check.config.timeout.0 + pause(check.config.interval.0, endpoint.active.in_doubt()));
-                    tokio::spawn(ask(prober.clone(), live.clone(), r, u, endpoint.clone()));
+                    if endpoint.active.due() <= now && !endpoint.active.asking.swap(true, Relaxed) {
+                        tokio::spawn(ask(prober.clone(), live.clone(), r, u, endpoint.clone()));
+                    }
                 }
             }
         }
-        if is_new {
-            due.retain(|key, _| present.contains(key));
-        }
-        seen = Some(live);
+        drop(live);
         sleep(LOOK).await;
     }
 }
@@ -94,6 +81,7 @@ async fn ask(prober: Arc<probe::Prober>, live: Arc<Live>, region: usize, upstrea
                 }
             }
             *endpoint.active.last.lock() = Some(Last { good, text, took });
+            endpoint.active.set_due(clock::now().after(pause(check.config.interval.0, endpoint.active.in_doubt())));
         }
     }
     endpoint.active.asking.store(false, Relaxed);
