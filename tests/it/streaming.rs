@@ -190,7 +190,7 @@ async fn http2_by_prior_knowledge_to_clients_and_to_origins() {
 }
 
 /// A certificate authority, and a server's certificate for `name` that it signed.
-fn certificates(name: &str) -> (rcgen::Certificate, Vec<u8>, rcgen::KeyPair) {
+fn certificates(name: &str) -> (rcgen::Certificate, rcgen::Certificate, rcgen::KeyPair) {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -199,7 +199,7 @@ fn certificates(name: &str) -> (rcgen::Certificate, Vec<u8>, rcgen::KeyPair) {
     let key = KeyPair::generate().unwrap();
     let issuer = Issuer::from_params(&params, ca_key);
     let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-    (ca, leaf.der().to_vec(), key)
+    (ca, leaf, key)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,7 +212,7 @@ async fn tls_upstreams_are_verified() {
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![leaf.into()], pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .with_single_cert(vec![leaf.der().clone()], pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
         .unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -251,6 +251,72 @@ async fn tls_upstreams_are_verified() {
         let failures = edge.metric("portolan_upstream_attempts_total{outcome=\"tls\",region=\"a\"}").await;
         assert_eq!(failures, f64::from(u8::from(status != 200)), "{tls}");
     }
+}
+
+/// An upstream that asks for a certificate gets ours, and serves nobody without one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_shown_to_upstreams_that_ask_for_one() {
+    use std::sync::Arc;
+    use tokio_rustls::rustls::{self, pki_types};
+    let (ca, leaf, key) = certificates("origin.example.com");
+    let (client_ca, client, client_key) = certificates("portolan.example.com");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(client_ca.der().clone()).unwrap();
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build().unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![leaf.der().clone()], pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    let mut buffer = [0; 4096];
+                    while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmtls").await;
+                    }
+                }
+            });
+        }
+    });
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let ca = file("ca.pem", ca.pem());
+    let cert = file("own.pem", client.pem());
+    let own = file("own.key", client_key.serialize_pem());
+    let (_, _, stranger) = certificates("portolan.example.com");
+    let wrong = file("wrong.key", stranger.serialize_pem());
+    let yaml = |tls: &str| {
+        format!(
+            "regions: {{ a: {{ upstreams: [{{ url: \"https://{address}\", tls: {{ sni: origin.example.com, ca: {ca}{tls} }} }}], \
+             health_check: {{ interval: 40ms }} }} }}\nroutes: [{{ name: all }}]\n"
+        )
+    };
+    let edge = Portolan::start(&yaml(&format!(", cert: {cert}, key: {own}"))).await;
+    assert_eq!(edge.get("/", &[]).await.text(), "mtls");
+    edge.until("health checks show it too", |s| {
+        s.live.load().snapshot.regions[0].upstreams[0].state.endpoints()[0].active.verdict()
+            == portolan::regions::active::Verdict::Up
+    })
+    .await;
+    // A key of another certificate is told before anything is put in force.
+    edge.replace(&yaml(&format!(", cert: {cert}, key: {wrong}")));
+    let problems = edge.reloader.reload("test").await.unwrap_err();
+    assert!(problems[0].to_string().contains("cannot be used together"), "{problems:?}");
+    assert_eq!(edge.get("/", &[]).await.text(), "mtls");
+    let without = Portolan::start(&yaml("")).await;
+    assert_eq!(without.get("/", &[]).await.status, 503);
 }
 
 #[tokio::test(flavor = "multi_thread")]
