@@ -244,7 +244,11 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
             answer: refused(refusal),
         },
         Next::Forward(mut plan) => Explanation {
-            regions: regions(snapshot, &plan, &decision.place, &down, now),
+            regions: regions(snapshot, &plan, &decision.place, &down, now, &|region| {
+                let route = decision.route.and_then(|m| snapshot.route(m.route))?;
+                // The areas do not depend on whether the request itself may teach.
+                route.steering.learned(route.steering.areas(decision.client.ip, decision.place.country)?, region)
+            }),
             moved: plan.moved.map(|(region, why)| moved(snapshot, region, why)),
             limits: decision.route.and_then(|m| snapshot.route(m.route)).map(|r| limits(r, &plan, &facts, now)),
             answer: match decision.route.and_then(|m| snapshot.route(m.route)) {
@@ -334,9 +338,16 @@ fn shown(facts: &Facts<'_>, matched: Matched) -> String {
     }
 }
 
-fn regions(snapshot: &Snapshot, plan: &Plan, place: &Place, down: &[RegionId], now: Moment) -> Vec<RegionPlace> {
+fn regions(
+    snapshot: &Snapshot,
+    plan: &Plan,
+    place: &Place,
+    down: &[RegionId],
+    now: Moment,
+    learned: &dyn Fn(&Region) -> Option<f32>,
+) -> Vec<RegionPlace> {
     let country = place.country;
-    let because = |i: usize, why: Why| {
+    let because = |i: usize, why: Why, region: &Region| {
         let nth = plan.order.iter().take(i).filter(|c| c.why == why).count() + 1;
         match why {
             Why::Subdivision => format!("steering.countries.{} names it, place {nth}", place.area()),
@@ -344,8 +355,17 @@ fn regions(snapshot: &Snapshot, plan: &Plan, place: &Place, down: &[RegionId], n
             Why::Continent => format!("steering.continents names it for {country}'s continent, place {nth}"),
             Why::Default => format!("steering.default names it, place {nth}, and {country} is not listed"),
             Why::Weighted => format!("drawn by steering.weights, place {nth}"),
-            Why::Proximity => format!("by distance from the client, place {nth}"),
-            Why::Latency => format!("by the time to first byte that was learned, place {nth}"),
+            Why::Proximity => {
+                let far =
+                    place.point().zip(region.location).map(|(client, region)| format!(", {:.0} km", client.distance(region)));
+                format!("by distance from the client, place {nth}{}", far.unwrap_or_default())
+            }
+            Why::Latency => {
+                let checks =
+                    || region.state.check_time().map(|t| format!(", {:.1} ms in health checks", t.as_secs_f64() * 1_000.0));
+                let ms = learned(region).map(|ms| format!(", {ms:.1} ms")).or_else(checks);
+                format!("by the time to first byte that was learned, place {nth}{}", ms.unwrap_or(", nothing yet".to_owned()))
+            }
             Why::Exploration => "tried out, so that something is learned".to_owned(),
             Why::Failover => format!("steering.failover, place {nth} of those not named above"),
             Why::Writes => "steering.writes: the method is unsafe".to_owned(),
@@ -381,7 +401,7 @@ fn regions(snapshot: &Snapshot, plan: &Plan, place: &Place, down: &[RegionId], n
         }
         RegionPlace {
             name: region.name.to_string(),
-            because: plan.order.get(i).map(|c| because(i, c.why)).unwrap_or_default(),
+            because: plan.order.get(i).map(|c| because(i, c.why, region)).unwrap_or_default(),
             share: shares.get(i).copied().unwrap_or_default(),
             inside: inside(region, now),
             upstreams,
@@ -522,7 +542,7 @@ impl fmt::Display for Explanation {
         for (i, region) in self.regions.iter().enumerate() {
             let label = if i == 0 { "regions" } else { "" };
             row(label, &format!("{}. {}", i + 1, region.name), &region.because)?;
-            row("", &format!("  {}; {:.0} % begin here", region.inside, region.share * 100.0), "")?;
+            row("", &format!("  {:.0} % of such requests begin here; inside {}", region.share * 100.0, region.inside), "")?;
             for upstream in &region.upstreams {
                 row("", &format!("  {} {}", upstream.url, upstream.state), "")?;
             }

@@ -17,7 +17,7 @@ use serde::{Serialize, Serializer};
 
 use super::RequestDone;
 use crate::state::Live;
-use crate::upstream::{Plan, plan};
+use crate::upstream::{Plan, Try, plan};
 
 /// How long lines are gathered before they are written.
 const BATCH: Duration = Duration::from_millis(50);
@@ -231,6 +231,12 @@ struct Line<'a> {
     bytes: usize,
     route: Option<&'a str>,
     region: Option<&'a str>,
+    /// The region that steering put first, and why the request did not begin there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moved: Option<MovedLine<'a>>,
+    /// Nothing was usable.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    panic: bool,
     attempts: Attempts<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_retried: Option<&'static str>,
@@ -252,6 +258,11 @@ impl<'a> Line<'a> {
             bytes: done.bytes,
             route: done.route.and_then(|id| done.live.snapshot.route(id)).map(|r| &*r.name),
             region: last.and_then(|t| done.live.snapshot.region(t.region)).map(|r| &*r.name),
+            moved: done
+                .plan
+                .and_then(|p| p.moved)
+                .and_then(|(from, why)| Some(MovedLine { from: &done.live.snapshot.region(from)?.name, because: why.label() })),
+            panic: done.plan.is_some_and(|p| p.panic),
             attempts: Attempts { live: done.live, plan: done.plan },
             not_retried: done.plan.and_then(|p| p.stopped).map(|s| s.label()),
             total_ms: Millis(done.total),
@@ -268,12 +279,21 @@ struct Attempts<'a> {
     plan: Option<&'a Plan>,
 }
 
+#[derive(Serialize)]
+struct MovedLine<'a> {
+    from: &'a str,
+    because: &'static str,
+}
+
 /// One attempt.
 #[derive(Serialize)]
 struct AttemptLine<'a> {
     region: &'a str,
     #[serde(serialize_with = "display_upstream")]
     upstream: Option<&'a crate::config::units::UpstreamUrl>,
+    /// Which of the addresses of its name.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "display_address")]
+    address: Option<&'a crate::regions::endpoint::Address>,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
@@ -287,12 +307,21 @@ fn display_upstream<S: Serializer>(value: &Option<&crate::config::units::Upstrea
     }
 }
 
+fn display_address<S: Serializer>(value: &Option<&crate::regions::endpoint::Address>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(address) => to.collect_str(address),
+        None => to.serialize_none(),
+    }
+}
+
 impl Serialize for Attempts<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let tries = self.plan.map(|p| p.tries.as_slice()).unwrap_or_default();
+        let url = |t: &Try| plan::upstream(&self.live.snapshot.regions, t.region, t.upstream).map(|u| &u.url);
         to.collect_seq(tries.iter().map(|t| AttemptLine {
             region: self.live.snapshot.region(t.region).map_or("", |r| &r.name),
-            upstream: plan::upstream(&self.live.snapshot.regions, t.region, t.upstream).map(|u| &u.url),
+            upstream: url(t),
+            address: t.endpoint.as_ref().filter(|_| url(t).is_some_and(|u| u.needs_dns())).map(|e| &e.address),
             outcome: t.outcome.label(),
             status: t.outcome.status(),
             ms: Millis(t.ended.since(t.started)),

@@ -14,6 +14,7 @@ use super::RequestDone;
 use crate::client::country::LookupResult;
 use crate::request::Moment;
 use crate::state::Live;
+use crate::upstream::plan::Moved;
 use crate::upstream::{Failure, Outcome, Plan, Stop};
 
 /// Upper bounds in seconds: dense where proxied requests are, so that P50, P95 and P99 can be read from
@@ -29,6 +30,9 @@ const CODES: [u16; 26] = [
     101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 409, 410, 413, 422, 429, 500, 502, 503,
     504,
 ];
+
+/// Why a request did not begin in its first region, where only the moment of the attempt knows.
+const PASSED_OVER: &str = "passed_over";
 
 const OUTCOMES: usize = Failure::ALL.len() + 4;
 
@@ -246,6 +250,14 @@ impl Metrics {
                 for i in 0..OUTCOMES {
                     let _ = self.attempts.remove_label_values(&[&region.name, outcome_label(i)]);
                 }
+                let moved = [Moved::Spill, Moved::Away, Moved::Ejected].map(Moved::label);
+                let reasons = || (0..OUTCOMES).map(outcome_label).chain(moved).chain([PASSED_OVER]);
+                for other in old.snapshot.regions.iter().chain(&new.snapshot.regions) {
+                    for reason in reasons() {
+                        let _ = self.failovers.remove_label_values(&[&region.name, &other.name, reason]);
+                        let _ = self.failovers.remove_label_values(&[&other.name, &region.name, reason]);
+                    }
+                }
             }
         }
     }
@@ -283,7 +295,7 @@ impl Metrics {
         let name = |id| live.snapshot.region(id).map_or("", |r| &r.name);
         // Where a replay replaced the order, its first region is not where the request began.
         let first = plan.order.first().filter(|_| plan.replays.is_none());
-        let mut from = plan.moved.map(|(region, why)| (region, why.label())).or(first.map(|c| (c.region, "passed_over")));
+        let mut from = plan.moved.map(|(region, why)| (region, why.label())).or(first.map(|c| (c.region, PASSED_OVER)));
         for attempt in &plan.tries {
             if let Some((region, reason)) = from.filter(|(region, _)| *region != attempt.region) {
                 self.failovers.with_label_values(&[name(region), name(attempt.region), reason]).inc();

@@ -226,7 +226,7 @@ impl Endpoint {
 /// How an endpoint is, in a word, and why.
 pub fn describe(endpoint: &Endpoint, now: Moment) -> (&'static str, String) {
     let (failures, ejections) = endpoint.health.counts();
-    let left = |until: Moment| humantime::format_duration(Duration::from_millis(until.since(now).as_millis() as u64)).to_string();
+    let left = |until: Moment| format!("{:.1}s", until.since(now).as_secs_f64());
     match endpoint.standing(now) {
         Standing::Usable if endpoint.health.is_failing() => {
             ("failing", format!("{failures} failures in a row, but it is the last one, so it is still tried"))

@@ -121,6 +121,13 @@ impl Latency {
         ranking.unwrap_or_else(|| Area::default().rank(priors, false))
     }
 
+    /// What was learned of `region` for these areas, in ms: by the prefix if it knows, else by the country.
+    pub fn estimate(&self, areas: Areas, region: u64) -> Option<f32> {
+        let of = |area: &mut Area| area.estimates.iter().find(|e| e.region == region).map(|e| e.ms);
+        let mature = self.with(areas.prefix, |area| if area.count >= MATURE { of(area) } else { None }).flatten();
+        mature.or_else(|| self.with(areas.country.unwrap_or(areas.prefix), of).flatten())
+    }
+
     /// A request of these areas got its first byte from `region` after `took`.
     pub fn learn(&self, areas: Areas, region: u64, took: Duration) {
         for key in [Some(areas.prefix), areas.country].into_iter().flatten() {

@@ -252,6 +252,14 @@ impl Steering {
         }
     }
 
+    /// What was learned of `region`, in ms.
+    pub fn learned(&self, areas: Areas, region: &Region) -> Option<f32> {
+        match &self.policy {
+            Policy::Latency { learned, route: _ } => learned.estimate(areas, region.id),
+            Policy::Geo | Policy::Weighted { .. } | Policy::Proximity => None,
+        }
+    }
+
     /// A request got its first byte from `region` after `took`.
     pub fn learn(&self, areas: Areas, region: &Region, took: Duration) {
         if let Policy::Latency { learned, route: _ } = &self.policy {

@@ -29,13 +29,30 @@ async fn traffic_goes_where_explain_says() {
   - {{ name: all, steering: {{ countries: {{ GB: eu, JP: [ap, eu], US: us }}, default: us, failover: [us, eu] }} }}
   - {{ name: api, hosts: [api.example.com, \"*.example.com\"], paths: [/api, /api/v2/], steering: {{ default: eu }} }}
   - {{ name: dead, paths: [/dead/], steering: {{ default: ap }} }}
+  - {{ name: writes, paths: [/writes], steering: {{ default: us, writes: eu, writes_failover: [us] }} }}
+  - {{ name: sticky, paths: [/sticky], steering: {{ policy: weighted, weights: {{ us: 1, eu: 1, ap: 2 }}, sticky: true }} }}
+  - {{ name: residents, paths: [/residents], steering: {{ only: [ap, eu], continents: {{ EU: eu, OC: [ap, eu] }} }} }}
+  - {{ name: chosen, paths: [/chosen], client_regions: true, steering: {{ default: us, failover: [eu] }} }}
   - {{ name: only, hosts: [only.example.com], steering: {{ countries: {{ GB: [ap, us] }}, default: ap, failover: [eu] }} }}
 "
     ))
     .await;
     let hosts =
         prop::sample::select(vec!["api.example.com", "x.example.com", "API.Example.com:80", "only.example.com", "other.org"]);
-    let paths = prop::sample::select(vec!["/", "/api", "/api/v2/x", "/apix", "/dead/1", "/dead", "/a/../b", "/%61pi"]);
+    let paths = prop::sample::select(vec![
+        "/",
+        "/api",
+        "/api/v2/x",
+        "/apix",
+        "/dead/1",
+        "/dead",
+        "/a/../b",
+        "/%61pi",
+        "/writes",
+        "/sticky",
+        "/residents",
+        "/chosen",
+    ]);
     let methods = prop::sample::select(vec!["GET", "PUT", "POST", "DELETE", "OPTIONS"]);
     let client = prop_oneof![
         Just("81.2.69.160".to_owned()),
@@ -45,18 +62,21 @@ async fn traffic_goes_where_explain_says() {
         any::<std::net::Ipv4Addr>().prop_map(|ip| ip.to_string()),
         any::<std::net::Ipv6Addr>().prop_map(|ip| ip.to_string()),
     ];
-    let requests = (methods, hosts, paths, client);
+    let prefers = prop::sample::select(vec!["us", "eu", "ap", "mars", "ap, eu"]);
+    let requests = (methods, hosts, paths, client, prefers);
     let mut runner = TestRunner::deterministic();
     for _ in 0..300 {
-        let (method, host, path, client) = requests.new_tree(&mut runner).unwrap().current();
+        let (method, host, path, client, prefers) = requests.new_tree(&mut runner).unwrap().current();
         let question = serde_json::json!({
             "ip": "127.0.0.1", "method": method, "url": path, "down": ["ap"],
-            "headers": [["Host", host], ["X-Forwarded-For", client]],
+            "headers": [["Host", host], ["X-Forwarded-For", client], ["Portolan-Prefer-Region", prefers]],
         });
         let asked =
             send(edge.admin, "POST", "/explain", &[("Content-Type", "application/json")], question.to_string().as_bytes()).await;
         let said: serde_json::Value = serde_json::from_str(&asked.text()).unwrap();
-        let got = edge.request(method, path, &[("Host", host), ("X-Forwarded-For", &client)], b"").await;
+        let got = edge
+            .request(method, path, &[("Host", host), ("X-Forwarded-For", &client), ("Portolan-Prefer-Region", prefers)], b"")
+            .await;
         let case = format!("{method} {host}{path} for {client}: {said:#}\n{}", got.head);
         match said["answer"]["region"].as_str() {
             Some(region) => {
