@@ -25,14 +25,15 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Nine countries, five regions, a thousand routes.
+/// Nine countries, five regions, a thousand routes, and one for each dynamic policy.
 fn snapshot() -> Snapshot {
     let mut yaml = format!(
         "client: {{ trusted_proxies: [127.0.0.0/8, 10.0.0.0/8], country_database: {}/geoip/country.mmdb }}\nregions:\n",
         env!("CARGO_MANIFEST_DIR")
     );
     for (i, region) in ["us_east", "eu_west", "ap_northeast", "ap_southeast", "sa_east"].iter().enumerate() {
-        yaml.push_str(&format!("  {region}: {{ upstreams: [http://127.0.0.1:{}] }}\n", 9101 + i));
+        let location = format!("{{ latitude: {}, longitude: {} }}", 10 * i, 30 * i);
+        yaml.push_str(&format!("  {region}: {{ upstreams: [http://127.0.0.1:{}], location: {location} }}\n", 9101 + i));
     }
     yaml.push_str("routes:\n");
     let steering = "steering: { countries: { US: us_east, CA: us_east, GB: eu_west, FR: eu_west, DE: eu_west, JP: ap_northeast, CN: ap_northeast, \
@@ -43,6 +44,11 @@ fn snapshot() -> Snapshot {
             i % 100
         ));
     }
+    for policy in ["proximity", "latency"] {
+        yaml.push_str(&format!("  - {{ name: {policy}, hosts: [{policy}.example.com], steering: {{ policy: {policy} }} }}\n"));
+    }
+    let weights = "{ us_east: 5, eu_west: 3, ap_northeast: 1 }";
+    yaml.push_str(&format!("  - {{ hosts: [weighted.example.com], steering: {{ policy: weighted, weights: {weights} }} }}\n"));
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), yaml).unwrap();
     let paths = Paths { file: file.path().to_owned(), environment: None };
@@ -87,12 +93,26 @@ fn benches(criterion: &mut Criterion) {
     criterion.bench_function("decide/exact host, 1000 routes", |b| b.iter(|| journey(&snapshot, &exact)));
     criterion.bench_function("decide/wildcard host, 1000 routes", |b| b.iter(|| journey(&snapshot, &wildcard)));
 
+    let hosts = ["weighted.example.com", "proximity.example.com", "latency.example.com"];
+    // Something has to be learned before it can be looked up.
+    for _ in 0..100 {
+        let decision = decide(&snapshot, &facts(hosts[2], "/"), Moment::default(), Mode::Commit);
+        let route = decision.route.and_then(|m| snapshot.route(m.route)).unwrap();
+        for region in &snapshot.regions {
+            route.steering.learn(decision.learns.unwrap(), region, std::time::Duration::from_millis(20));
+        }
+    }
+    for host in hosts {
+        criterion.bench_function(&format!("decide/{host}"), |b| b.iter(|| journey(&snapshot, &facts(host, "/"))));
+    }
+
     let region = Region::new(ALLOCATOR);
     for _ in 0..1_000 {
         journey(&snapshot, &exact);
         journey(&snapshot, &wildcard);
+        hosts.iter().for_each(|host| journey(&snapshot, &facts(host, "/")));
     }
-    println!("decide: {} allocations in 2000 decisions", region.change().allocations);
+    println!("decide: {} allocations in 5000 decisions", region.change().allocations);
 
     let mut random = fastrand::Rng::with_seed(7);
     let addresses: Vec<IpAddr> = (0..10_000)

@@ -124,7 +124,7 @@ fn wrote(snapshot: &Snapshot, route: &Route, facts: &Facts<'_>) -> bool {
     let Some(writes) = route.steering.writes.as_ref().filter(|w| w.read_your_writes.is_some()) else { return false };
     let until = facts.cookie(WROTE).and_then(|signed| snapshot.key.open(WROTE, signed)).and_then(|text| text.parse::<u64>().ok());
     // A cookie from before a shorter `read_your_writes` came into force does not outlive it.
-    let longest = writes.read_your_writes.map_or(0, |span| span.as_secs() + 1);
+    let longest = writes.read_your_writes.map_or(0, |span| span.as_secs() + 2);
     until.is_some_and(|until| until > facts.unix && until - facts.unix <= longest)
 }
 
@@ -165,8 +165,8 @@ fn spread(
 ) -> Option<(RegionId, Moved)> {
     let first = *order.first()?;
     let region = |c: &Candidate| regions.get(usize::from(c.region.0));
-    // Two regions that take writes at the same time would be two truths.
-    if order.len() < 2 || matches!(first.why, Why::Writes | Why::Forced) {
+    // Two regions that take writes at the same time would be two truths, and another one does not know the last.
+    if order.len() < 2 || matches!(first.why, Why::Writes | Why::Forced | Why::ReadYourWrites) {
         return None;
     }
     let own = region(&first)?;

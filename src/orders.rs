@@ -222,7 +222,8 @@ impl Orders {
                 return Err(Refused::Harmful(text));
             }
         }
-        let control = control(order.reason.chars().take(REASON).collect());
+        let before = state.memory.region(name).share(clock::now());
+        let control = control(order.reason.chars().take(REASON).collect()).from_share(before);
         let kept = Kept::of(name, &control, Now::new());
         let before = state.memory.region(name).control.swap(Some(Arc::new(control)));
         if let Err(error) = self.save(state) {

@@ -67,6 +67,17 @@ impl Control {
         self.until.is_some_and(|until| now >= until.after(after))
     }
 
+    /// The same, but going on from `share`, which an order before it left: what has gone does not come back first.
+    pub fn from_share(self, share: f32) -> Self {
+        match self.kind {
+            Kind::Drained => self,
+            Kind::Evacuated => {
+                let gone = self.ramp.mul_f32((1.0 - share).clamp(0.0, 1.0));
+                Self { from: Moment(self.from.0.saturating_sub(gone)), ..self }
+            }
+        }
+    }
+
     /// The same, ending at `now`: traffic comes back from the share that it has.
     pub fn ended(&self, now: Moment) -> Self {
         if self.kind == Kind::Drained {
@@ -208,6 +219,14 @@ mod tests {
         assert_eq!(ended.share(at(220)), 1.0);
         let ended = evacuated(100).ended(at(500));
         assert_eq!([500, 550, 600].map(|s| ended.share(at(s))), [0.0, 0.5, 1.0]);
+    }
+
+    #[test]
+    fn an_extended_order_goes_on_from_the_share_there_is() {
+        for share in [1.0, 0.4, 0.0] {
+            let extended = evacuated(100).from_share(share);
+            assert!((extended.share(at(100)) - share).abs() < 0.01, "{share}");
+        }
     }
 
     #[test]

@@ -43,13 +43,17 @@ pub enum Fallback {
 impl Replay {
     /// Reads the header's value; the error says what of it cannot be done. `id` knows regions by name.
     pub fn parse(text: &str, id: impl Fn(&str) -> Option<RegionId>) -> Result<Self, &'static str> {
-        let mut replay = Self::default();
+        let (mut replay, mut any) = (Self::default(), false);
         for field in fields(text) {
             let (key, value) = field.split_once('=').unwrap_or((field, "true"));
             let value = value.trim().trim_matches('"');
             match key.trim().to_ascii_lowercase().as_str() {
                 "region" => {
-                    for name in value.split(',').map(str::trim).filter(|n| !n.is_empty() && *n != "any") {
+                    for name in value.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+                        if name == "any" {
+                            any = true;
+                            continue;
+                        }
                         replay.regions.push(id(name).ok_or("the replay names a region that is not defined")?);
                     }
                 }
@@ -72,7 +76,7 @@ impl Replay {
                 _ => {}
             }
         }
-        match replay.regions.is_empty() && !replay.elsewhere && !text.contains("any") {
+        match replay.regions.is_empty() && !replay.elsewhere && !any {
             true => Err("the replay names neither a region nor elsewhere=true"),
             false => Ok(replay),
         }
