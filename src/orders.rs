@@ -275,13 +275,12 @@ impl Orders {
         let _turn = self.turn.lock();
         let now = clock::now();
         let mut next: Option<Moment> = None;
-        let mut ended = false;
+        let mut ended = Vec::new();
         for region in &state.live.load().snapshot.regions {
             let Some(control) = region.state.control.load_full() else { continue };
             if control.is_over(now) {
                 region.state.control.store(None);
-                ended = true;
-                tracing::info!(audit = true, region = &*region.name, order = "ended", reason = control.reason, "region order");
+                ended.push((region.name.clone(), control));
                 continue;
             }
             let stays_until = control.from.after(control.ramp);
@@ -292,8 +291,13 @@ impl Orders {
             let grace = (control.kind == Kind::Drained && now < stays_until).then_some(stays_until);
             next = [next, ends, grace].into_iter().flatten().min();
         }
-        if ended && let Err(error) = self.save(state) {
+        if !ended.is_empty()
+            && let Err(error) = self.save(state)
+        {
             tracing::error!(%error, "an order that ended cannot be taken out of state_dir");
+        }
+        for (region, control) in ended {
+            tracing::info!(audit = true, region = &*region, order = "ended", reason = control.reason, "region order");
         }
         next.map(|next| next.since(now))
     }
