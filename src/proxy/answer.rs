@@ -21,7 +21,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     response.insert_header("Proxy-Status", refusal.proxy_status(ctx.region().and_then(|r| r.to_str().ok())))?;
     response.insert_header(REQUEST_ID, &ctx.request_id)?;
     if let Some(seconds) = refusal.retry_after() {
-        response.insert_header(header::RETRY_AFTER, seconds)?;
+        response.insert_header("Retry-After", seconds)?;
     }
     let head = session.req_header().method == http::Method::HEAD;
     session.write_response_header(Box::new(response), head).await?;

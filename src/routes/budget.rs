@@ -1,4 +1,5 @@
-//! The retry budget of a route: retries may add so much to the load of upstreams that fail, and no more.
+//! The retry budget of a route: retries may add so much to the load of upstreams that fail, and no more. (Moving
+//! on to an upstream that shows no failure is counted, but never refused: see `upstream::choice`.)
 //!
 //! Counted over a sliding window of ten seconds, as linkerd does, not over requests under way, as Envoy does:
 //! those vanish just when everything fails fast.

@@ -8,6 +8,7 @@ use crate::regions::balance::{Member, Members};
 use crate::regions::endpoint::{Endpoint, Standing};
 use crate::regions::{Region, RegionId, Room, Upstream};
 use crate::request::{Moment, mix};
+use crate::routes::Retry;
 
 /// In what shape an endpoint is for this request. The order is the order of preference; from
 /// [`Shape::Away`] on only while nothing else is left.
@@ -49,6 +50,15 @@ pub(super) struct Choice {
     pub endpoint: Option<Arc<Endpoint>>,
     pub trial: bool,
     pub shape: Shape,
+}
+
+impl Choice {
+    /// May it be tried after another failed? One that shows no failure always, for then the request fails over,
+    /// and adds no load that the endpoint would not have had; one that fails as well only within the budget.
+    pub(super) fn is_in_budget(&self, retry: &Retry, now: Moment) -> bool {
+        let is_well = |e: &Arc<Endpoint>| self.shape < Shape::Away && e.health.counts().0 == 0;
+        self.endpoint.as_ref().is_some_and(is_well) || retry.budget.allows(retry.allowance, now)
+    }
 }
 
 impl Plan {

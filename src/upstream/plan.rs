@@ -192,7 +192,7 @@ impl Plan {
             return Err(Exhausted(Stop::Deadline));
         }
         let again = self.spent() > 0 && !self.tries.last().is_some_and(|t| t.stale);
-        if again && !backends.retry.budget.allows(backends.retry.allowance, now) {
+        if again && !self.choose(backends.regions, now, true).map_err(Exhausted)?.is_in_budget(backends.retry, now) {
             return Err(Exhausted(Stop::Budget));
         }
         let choice = self.take(backends, now).map_err(Exhausted)?;
@@ -561,7 +561,7 @@ impl Plan {
                 Err(stop) => Some(stop),
                 // A stale connection's second try is free.
                 Ok(_) if self.tries.last().is_some_and(|t| t.stale) => None,
-                Ok(_) if !backends.retry.budget.allows(backends.retry.allowance, now) => Some(Stop::Budget),
+                Ok(next) if !next.is_in_budget(backends.retry, now) => Some(Stop::Budget),
                 Ok(_) => None,
             }
         };
@@ -786,13 +786,20 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_budget_ends_retries() {
+    fn a_spent_budget_ends_retries_but_not_failover() {
         let (regions, mut retry) = (regions(&[1, 1]), retry(None));
         retry.allowance = Allowance { percent: 0, min_per_second: 0 };
         let backends = Backends { regions: &regions, retry: &retry };
-        let mut plan = plan(backends, true);
-        plan.next(backends, at(0)).unwrap();
-        assert_eq!(plan.failed(backends, Failure::ConnectRefused, Sent::default(), at(0)), Verdict::Final(Stop::Budget));
+        let fail = |expected| {
+            let mut plan = plan(backends, true);
+            plan.next(backends, at(0)).unwrap();
+            assert_eq!(plan.failed(backends, Failure::ConnectRefused, Sent::default(), at(0)), expected);
+            plan.next(backends, at(0)).map(|a| a.region)
+        };
+        assert_eq!(fail(Verdict::Again), Ok(RegionId(1)), "the other region shows no failure");
+        assert_eq!(retry.budget.counts(at(0)).1, 1, "it counts all the same");
+        endpoint(&regions, 1, 0).health.failure(at(0), || true);
+        assert_eq!(fail(Verdict::Final(Stop::Budget)), Err(Exhausted(Stop::Budget)));
     }
 
     #[test]

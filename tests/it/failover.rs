@@ -499,3 +499,19 @@ async fn an_http2_origin_that_resets_streams_is_left_and_ejected() {
     }
     assert_eq!(edge.metric("portolan_region_healthy{region=\"us_east\"}").await, 0.0);
 }
+
+/// The retry budget is for what fails as well: a burst that meets a dead region before anybody knows moves on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_into_a_dead_region_is_served() {
+    let eu = Origin::always(ok("eu")).await;
+    let edge = Portolan::start(&two(&format!("http://{}", refused()), &eu.url(), "")).await;
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let to = edge.address;
+        clients.spawn(async move { send(to, "GET", "/", &[], b"").await });
+    }
+    while let Some(answer) = clients.join_next().await {
+        let answer = answer.unwrap();
+        assert_eq!((answer.status, answer.region()), (200, "eu_west"), "{}", answer.head);
+    }
+}
