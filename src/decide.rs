@@ -64,7 +64,7 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     // Where to, in which order.
     let patience = if route.streaming || facts.is_patient() { Patience::Idle } else { Patience::FirstByte };
     let explore = mode == Mode::Commit && facts.is_safe() && !facts.has_body && patience == Patience::FirstByte;
-    let chosen = if route.client_regions { Chosen::new(snapshot, facts) } else { Chosen::default() };
+    let chosen = if route.client_regions { Chosen::new(snapshot, route, facts) } else { Chosen::default() };
     let asked = Asked {
         ip: client.ip,
         place: &place,
@@ -77,7 +77,8 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     };
     let regions = &snapshot.regions;
     let mut order = route.steering.order(regions, &asked);
-    let learns = route.steering.areas(client.ip, place.country).filter(|_| patience == Patience::FirstByte);
+    // With a body it is the client's upload that is measured.
+    let learns = route.steering.areas(client.ip, place.country).filter(|_| patience == Patience::FirstByte && !facts.has_body);
     if order.is_empty() {
         let refusal = Refusal::AllRegionsUnavailable { retry_after: std::time::Duration::from_secs(1), failure: None };
         return Decision { client, place, route: matched, learns: None, next: Next::Refuse(refusal) };
@@ -94,6 +95,7 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         pin,
         may_repeat: facts.is_idempotent() || route.retry.non_idempotent,
         patience,
+        measures: patience == Patience::FirstByte && !facts.has_body,
         chance: facts.chance,
         mode,
     };
@@ -109,11 +111,16 @@ struct Chosen {
 }
 
 impl Chosen {
-    fn new(snapshot: &Snapshot, facts: &Facts<'_>) -> Self {
+    fn new(snapshot: &Snapshot, route: &Route, facts: &Facts<'_>) -> Self {
         let list = |names: [&str; 2]| {
             let text = names.iter().find_map(|name| facts.header(name))?;
-            // One that is not defined is no preference; insisting on it leaves nothing.
-            Some(text.split(',').filter_map(|name| snapshot.region_named(name.trim())).collect())
+            let mut list: SmallVec<[RegionId; 4]> = SmallVec::new();
+            // One that the route does not name is no preference; insisting on it leaves nothing.
+            for name in text.split(',').take(snapshot.regions.len()) {
+                let region = snapshot.region_named(name.trim()).filter(|id| route.steering.reach().any(|r| r == *id));
+                list.extend(region.filter(|id| !list.contains(id)));
+            }
+            Some(list)
         };
         Self { prefer: list(PREFER).unwrap_or_default(), force: list(FORCE) }
     }

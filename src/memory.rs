@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::config::units::UpstreamUrl;
-use crate::regions::control::RegionState;
+use crate::regions::control::{RegionState, Room};
 use crate::regions::endpoint::UpstreamState;
 use crate::regions::latency::Latency;
 use crate::routes::budget::Budget;
@@ -21,6 +21,7 @@ pub struct Memory {
     pub key: Arc<Key>,
     /// What was learned for `policy: latency`.
     pub latency: Arc<Latency>,
+    room: Arc<Room>,
     upstreams: Mutex<HashMap<UpstreamUrl, Arc<UpstreamState>>>,
     regions: Mutex<HashMap<Box<str>, Arc<RegionState>>>,
     budgets: Mutex<HashMap<Box<str>, Arc<Budget>>>,
@@ -32,6 +33,7 @@ impl Memory {
         Self {
             key: Arc::new(key),
             latency: Arc::default(),
+            room: Arc::default(),
             upstreams: Mutex::default(),
             regions: Mutex::default(),
             budgets: Mutex::default(),
@@ -45,7 +47,7 @@ impl Memory {
 
     /// What is known of a region.
     pub fn region(&self, name: &str) -> Arc<RegionState> {
-        known(&self.regions, name.into(), Arc::default)
+        known(&self.regions, name.into(), || Arc::new(RegionState::new(self.room.clone())))
     }
 
     /// What a route's retries spent.

@@ -160,7 +160,17 @@ impl Orders {
                 Err(error) => return Err(error),
             };
             let now = Now::new();
-            let saved = if text.is_empty() { Vec::new() } else { serde_json::from_str::<Saved>(&text)?.regions };
+            let saved = match serde_json::from_str::<Saved>(&text) {
+                Ok(saved) => saved.regions,
+                Err(_) if text.is_empty() => Vec::new(),
+                Err(error) => {
+                    // Not to start would be worse than to forget; the file stays for those who want to look.
+                    let aside = dir.join(format!("{FILE}.bad"));
+                    tracing::error!(%error, file = %aside.display(), "the orders for regions cannot be read and are forgotten");
+                    std::fs::rename(dir.join(FILE), aside)?;
+                    Vec::new()
+                }
+            };
             for Kept { region, kind, from, ramp, until, reason } in saved {
                 let control = Control {
                     kind,
@@ -217,8 +227,9 @@ impl Orders {
             let alone = alone(&live.snapshot, region, clock::now());
             if !alone.is_empty() {
                 let routes = alone.join(", ");
-                let text =
-                    format!("without `{name}` no healthy region would be left for route {routes}; --force does it all the same");
+                let text = format!(
+                    "without `{name}` no healthy region would be left for clients of route {routes}; --force does it all the same"
+                );
                 return Err(Refused::Harmful(text));
             }
         }
@@ -352,15 +363,16 @@ pub fn secret(configured: Option<&str>, dir: Option<&Path>) -> io::Result<Vec<u8
     Ok(secret)
 }
 
-/// Routes for which no healthy region would be left without `region`.
+/// Routes some of whose clients would be left without a healthy region if `region` went.
 fn alone(snapshot: &Snapshot, region: RegionId, now: Moment) -> Vec<String> {
-    let serves = |id: RegionId| {
-        let other = snapshot.region(id).filter(|_| id != region);
-        other.is_some_and(|r| r.is_healthy(now) && !r.state.is_away(now))
+    // One that is just leaving serves nobody soon.
+    let serves = |id: &RegionId| {
+        let other = snapshot.region(*id).filter(|_| *id != region);
+        other.is_some_and(|r| r.is_healthy(now) && r.state.control.load().is_none())
     };
-    let uses = |route: &&crate::routes::Route| route.steering.reach().any(|id| id == region);
-    let alone = snapshot.routes.iter().filter(uses).filter(|route| !route.steering.reach().any(serves));
-    alone.map(|route| route.name.to_string()).collect()
+    let alone = |order: &Vec<RegionId>| order.contains(&region) && !order.iter().any(serves);
+    let routes = snapshot.routes.iter().filter(|route| route.steering.orders().iter().any(alone));
+    routes.map(|route| route.name.to_string()).collect()
 }
 
 fn find(snapshot: &Snapshot, name: &str) -> Result<RegionId, Refused> {

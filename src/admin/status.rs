@@ -223,7 +223,7 @@ impl UpstreamStatus {
             state,
             because: if ramp < 1.0 { format!("{because}; slow start, {:.0} % of its share", ramp * 100.0) } else { because },
             check,
-            backup: upstream.backup || endpoint.backup,
+            backup: upstream.backup || endpoint.backup(),
             ramp,
             in_flight: endpoint.in_flight(),
             first_byte_ms: endpoint.first_byte(now).map(|us| us as f64 / 1_000.0),

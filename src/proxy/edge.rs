@@ -322,6 +322,9 @@ impl ProxyHttp for Edge {
             }
             (Some((backends, _, plan)), true, None) => {
                 let failure = if late { Failure::FirstByteTimeout } else { exchange_failure(&e) };
+                // An upstream that does not read is slow itself, whatever is left of the client's body.
+                let stuck = *e.etype() == ErrorType::WriteTimedout;
+                let sent = Sent { body_incomplete: sent.body_incomplete && !stuck, ..sent };
                 plan.failed(backends, failure, sent, now) == Verdict::Again
             }
             (_, false, _) | (None, _, _) => false,

@@ -12,6 +12,7 @@ use super::edge::{Context, REQUEST_ID};
 use super::facts::{cookie, host, peer};
 use crate::decide::WROTE;
 use crate::regions::Affinity;
+use crate::regions::steering::Why;
 use crate::respond::headers::{Pass, RESPONSE_HOP_BY_HOP, pass};
 use crate::routes::Route;
 use crate::signing::same;
@@ -128,8 +129,14 @@ fn affinity(session: &Session, plan: &Plan, ctx: &Context) -> Option<String> {
     if same(&endpoint.tag, has) || region.state.is_away(super::clock::now()) {
         return None;
     }
-    // Its own upstream may only be away for a while.
-    let mut upstreams = plan.candidates(&ctx.live.snapshot.regions).flat_map(|(_, r)| r.upstreams.iter());
+    // Where a request had to go there, that says nothing of where its client belongs.
+    let why = plan.order.iter().find(|c| c.region == last.region).map(|c| c.why);
+    use Why::{Exploration, Forced, ReadYourWrites, Replay, Writes, WritesFailover};
+    if matches!(why, None | Some(Writes | WritesFailover | ReadYourWrites | Forced | Replay | Exploration)) {
+        return None;
+    }
+    // Its own upstream may only be away for a while, or in a region that is not asked this time.
+    let mut upstreams = ctx.live.snapshot.upstreams().map(|(_, upstream)| upstream);
     let known = !has.is_empty() && upstreams.any(|u| u.state.endpoints().iter().any(|e| same(&e.tag, has)));
     (*permanent || !known).then(|| format!("{name}={}{attributes}", endpoint.tag))
 }

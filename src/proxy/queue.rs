@@ -5,7 +5,8 @@ use tokio::time::timeout;
 use super::clock;
 use crate::upstream::{Attempt, Backends, Exhausted, Plan, Stop};
 
-/// The next attempt; waits for a place if only limits speak against it, in the queue of the first region.
+/// The next attempt; waits for a place if only limits speak against it, in the queue of the first region,
+/// but for a place in any of them.
 pub async fn next(plan: &mut Plan, backends: Backends<'_>) -> Option<Attempt> {
     let began = clock::now();
     match plan.next(backends, began) {
@@ -19,15 +20,17 @@ pub async fn next(plan: &mut Plan, backends: Backends<'_>) -> Option<Attempt> {
     let until = began.after(longest).min(plan.deadline);
     loop {
         // First listen, then look: a place that becomes free in between is not missed.
-        let room = region.state.room.listen();
+        let freed = region.state.room.freed.listen();
         match plan.next(backends, clock::now()) {
             Ok(attempt) => return Some(attempt),
             Err(Exhausted(Stop::Busy)) => {}
             Err(Exhausted(_)) => return None,
         }
         let left = until.since(clock::now());
-        if left.is_zero() || timeout(left, room).await.is_err() {
+        if left.is_zero() {
             return None;
         }
+        // When the time is over it looks once more.
+        let _ = timeout(left, freed).await;
     }
 }

@@ -15,9 +15,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Edge;
 use super::listen::{Connections, accept};
 use crate::state::State;
+use crate::upstream::plan::MAX_TRIES;
 
-/// Tries of one request that Pingora may loop through; our plan stops far earlier (16 and two stale ones).
-const MAX_TRIES: usize = 32;
+/// Tries of one request that Pingora may loop through; the plan stops earlier.
+const TRIES: usize = MAX_TRIES + 2;
 /// Idle connections to upstreams that are kept, per thread.
 const POOL: usize = 512;
 
@@ -29,7 +30,7 @@ fn conf() -> ServerConf {
     ServerConf {
         threads: 1,
         work_stealing: false,
-        max_retries: MAX_TRIES,
+        max_retries: TRIES,
         upstream_keepalive_pool_size: POOL,
         ..ServerConf::default()
     }

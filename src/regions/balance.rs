@@ -2,6 +2,8 @@
 
 use smallvec::SmallVec;
 
+use crate::request::unit;
+
 /// Hashing may give an endpoint at most this times its share of the requests at once (bounded load:
 /// Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016).
 const BOUND: f64 = 1.25;
@@ -41,6 +43,8 @@ pub struct Member {
     pub trial: bool,
     /// Its share, slow start included.
     pub weight: f32,
+    /// The part of its share that slow start leaves it.
+    pub ramp: f32,
     /// Requests that it is answering.
     pub in_flight: u32,
     /// Its time to first byte in microseconds, if known.
@@ -84,9 +88,8 @@ fn draw(members: &[Member], without: Option<usize>, chance: f32) -> Option<usize
 }
 
 fn of_two(members: &[Member], chance: u64) -> Option<Member> {
-    let (high, low) = ((chance >> 40) as f32 / (1u64 << 24) as f32, (chance & 0xff_ffff) as f32 / (1u64 << 24) as f32);
-    let first = draw(members, None, high)?;
-    let second = draw(members, Some(first), low)?;
+    let first = draw(members, None, unit(chance))?;
+    let second = draw(members, Some(first), unit(chance << 24))?;
     let (first, second) = (members.get(first)?, members.get(second)?);
     Some(*if is_better(second, first) { second } else { first })
 }
@@ -112,11 +115,17 @@ fn in_turn(members: &[Member], schedule: &[u16], turn: usize, chance: u64) -> Op
         if count == 0 {
             continue;
         }
-        // The addresses of one upstream take turns from round to round.
-        let member = of(*upstream).nth((turn / len) % count)?;
-        let heaviest = of(*upstream).map(|m| m.weight).fold(member.weight, f32::max);
-        let full = members.iter().filter(|m| m.upstream != *upstream).map(|m| m.weight).fold(heaviest, f32::max);
-        let skips = member.weight < 1.0 && full >= 1.0 && ((chance & 0xff_ffff) as f32 / (1u64 << 24) as f32) >= member.weight;
+        // The addresses of one upstream take turns from round to round; those with weights of their own are drawn.
+        let first = of(*upstream).next()?;
+        let member = match of(*upstream).all(|m| m.weight == first.weight) {
+            true => of(*upstream).nth((turn / len) % count)?,
+            false => {
+                let own: Members = of(*upstream).copied().collect();
+                members.iter().find(|m| Some(m.id) == draw(&own, None, unit(chance)).and_then(|i| own.get(i)).map(|m| m.id))?
+            }
+        };
+        let others = members.iter().any(|m| m.upstream != *upstream && m.ramp >= 1.0);
+        let skips = others && unit(crate::request::mix(chance)) >= member.ramp;
         if !skips {
             return Some(*member);
         }
@@ -156,6 +165,7 @@ mod tests {
             endpoint: Some(0),
             trial: false,
             weight: *weight,
+            ramp: weight.min(1.0),
             in_flight: 0,
             first_byte: None,
             id: crate::request::mix(i as u64 + 1),

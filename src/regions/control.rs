@@ -1,5 +1,6 @@
 //! What an operator says of a region, and what the region has to do at the moment. Both outlive reloads.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::Duration;
@@ -98,14 +99,23 @@ pub struct RegionState {
     cursor: AtomicUsize,
     /// Requests that it is answering.
     pub(super) in_flight: AtomicU32,
-    /// Requests that wait for a place.
+    /// Requests that wait for a place, in the queue of this region.
     waiting: AtomicU32,
-    /// A place became free.
-    pub room: Event,
+    /// Where all regions tell that a place became free: a request may wait for several.
+    pub room: Arc<Room>,
     /// Tunnels into the region have to close: its grace after `drain` is over.
     pub close: Event,
     /// Time to first byte of health checks in microseconds, smoothed; 0 if there was none.
     checked: AtomicU32,
+}
+
+/// Where it is told that a place became free somewhere.
+#[derive(Debug, Default)]
+pub struct Room {
+    /// Requests that want to hear of it.
+    waiting: AtomicU32,
+    /// It became free.
+    pub freed: Event,
 }
 
 /// A request's place in the queue. Dropping it gives it back.
@@ -113,6 +123,11 @@ pub struct RegionState {
 pub struct Waiting<'a>(&'a RegionState);
 
 impl RegionState {
+    /// Nothing is known yet; a place that becomes free is told in `room`.
+    pub fn new(room: Arc<Room>) -> Self {
+        Self { room, ..Self::default() }
+    }
+
     /// The part of its traffic that an operator leaves it.
     pub fn share(&self, now: Moment) -> f32 {
         self.control.load().as_ref().map_or(1.0, |control| control.share(now))
@@ -152,15 +167,18 @@ impl RegionState {
 
     /// Joins the queue; nothing if `size` requests wait already.
     pub fn wait(&self, size: u32) -> Option<Waiting<'_>> {
-        self.waiting.fetch_update(SeqCst, SeqCst, |n| (n < size).then_some(n + 1)).is_ok().then(|| Waiting(self))
+        self.waiting.fetch_update(SeqCst, SeqCst, |n| (n < size).then_some(n + 1)).ok()?;
+        self.room.waiting.fetch_add(1, SeqCst);
+        Some(Waiting(self))
     }
 
     /// A request left.
     pub(super) fn left(&self) {
         // Sequentially consistent with who joins the queue and looks once more: one of the two sees the other.
         self.in_flight.fetch_sub(1, SeqCst);
-        if self.waiting() > 0 {
-            self.room.notify_additional(1);
+        if self.room.waiting.load(SeqCst) > 0 {
+            // Everybody, for not everybody can use it; there are no more of them than queues have places.
+            self.room.freed.notify(usize::MAX);
         }
     }
 
@@ -180,6 +198,7 @@ impl RegionState {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, SeqCst);
+        self.0.room.waiting.fetch_sub(1, SeqCst);
     }
 }
 

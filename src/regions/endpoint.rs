@@ -11,7 +11,7 @@
 //! The last usable endpoint of a request's last usable region is never ejected, and if nothing is usable
 //! everything is tried (panic): see `upstream::plan`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -44,6 +44,16 @@ pub enum Address {
     Unix(Arc<str>),
 }
 
+impl Address {
+    /// The IP address, if it is one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Inet(address) => Some(address.ip()),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -70,9 +80,9 @@ pub struct Endpoint {
     /// Where it listens.
     pub address: Address,
     /// Its share among the addresses of its name.
-    pub weight: u32,
+    weight: AtomicU32,
     /// DNS says to use it only while others fail.
-    pub backup: bool,
+    backup: AtomicBool,
     /// Stands for it in hashes, the same in every process.
     pub id: u64,
     /// Stands for it in cookies: a keyed hash, so that it reveals nothing.
@@ -120,8 +130,8 @@ impl Endpoint {
             id: crate::request::hash(name.as_bytes()),
             tag: key.tag("affinity", &name),
             address,
-            weight,
-            backup,
+            weight: AtomicU32::new(weight),
+            backup: AtomicBool::new(backup),
             health: Health::default(),
             active: Active::default(),
             returned: AtomicU64::new(0),
@@ -130,6 +140,16 @@ impl Endpoint {
             first_byte: AtomicU64::new(0),
             first_byte_at: AtomicU64::new(0),
         }
+    }
+
+    /// Its share among the addresses of its name.
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    /// DNS says to use it only while others fail.
+    pub fn backup(&self) -> bool {
+        self.backup.load(Relaxed)
     }
 
     /// How it stands at `now`, by the rule above.
@@ -161,9 +181,9 @@ impl Endpoint {
         matches!(self.standing(now), Standing::Usable | Standing::Resting { .. })
     }
 
-    /// It answered a request well.
-    pub fn success(&self, now: Moment) {
-        if self.health.success(now) {
+    /// It answered a request well that began at `began`.
+    pub fn success(&self, began: Moment, now: Moment) {
+        if self.health.success(began, now) {
             self.returned.store(now.millis().max(1), Relaxed);
         }
     }
@@ -174,7 +194,7 @@ impl Endpoint {
         let after = self.active.record(good, fall, rise);
         if good && after == Verdict::Up {
             let due = self.health.standing(now) == health::Standing::TrialDue;
-            let back = due && self.health.success(now);
+            let back = due && self.health.success(now, now);
             if back || before == Verdict::Down {
                 self.returned.store(now.millis().max(1), Relaxed);
             }
@@ -295,6 +315,9 @@ pub struct UpstreamState {
     pub url: UpstreamUrl,
     /// Where it listens; empty until its name was resolved.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    /// Those that DNS told earlier: a name may tell a few of many, in turn, and what is known of one must not be
+    /// lost until it is told again.
+    earlier: Mutex<Vec<Arc<Endpoint>>>,
     /// What DNS said last.
     pub dns: Dns,
     key: Arc<Key>,
@@ -320,7 +343,13 @@ impl UpstreamState {
             (None, None) => None,
         };
         let endpoints = address.map(|address| Arc::new(Endpoint::new(&url, address, 1, false, &key)));
-        Self { url, endpoints: ArcSwap::from_pointee(endpoints.into_iter().collect()), dns: Dns::default(), key }
+        Self {
+            url,
+            endpoints: ArcSwap::from_pointee(endpoints.into_iter().collect()),
+            earlier: Mutex::default(),
+            dns: Dns::default(),
+            key,
+        }
     }
 
     /// Where it listens.
@@ -339,23 +368,26 @@ impl UpstreamState {
         answer.sort_unstable();
         answer.dedup_by(|a, b| a.address == b.address);
         answer.truncate(MAX_ADDRESSES);
-        let old = self.endpoints.load();
-        let same = old.len() == answer.len()
-            && old
-                .iter()
-                .zip(&answer)
-                .all(|(e, r)| e.address == Address::Inet(r.address) && e.weight == r.weight && e.backup == r.backup);
-        if answer.is_empty() || same {
+        if answer.is_empty() {
             return;
         }
-        let endpoint = |r: Resolved| {
-            let known =
-                old.iter().find(|e| e.address == Address::Inet(r.address) && e.weight == r.weight && e.backup == r.backup);
-            known
-                .cloned()
-                .unwrap_or_else(|| Arc::new(Endpoint::new(&self.url, Address::Inet(r.address), r.weight, r.backup, &self.key)))
+        let old = self.endpoints.load_full();
+        let mut earlier = self.earlier.lock();
+        let endpoint = |r: &Resolved| {
+            let address = Address::Inet(r.address);
+            let Some(known) = old.iter().chain(earlier.iter()).find(|e| e.address == address) else {
+                return Arc::new(Endpoint::new(&self.url, address, r.weight, r.backup, &self.key));
+            };
+            known.weight.store(r.weight, Relaxed);
+            known.backup.store(r.backup, Relaxed);
+            known.clone()
         };
-        self.endpoints.store(Arc::new(answer.into_iter().map(endpoint).collect()));
+        let new: Vec<_> = answer.iter().map(endpoint).collect();
+        earlier.extend(old.iter().cloned());
+        earlier.retain(|e| new.iter().all(|n| !Arc::ptr_eq(n, e)));
+        let surplus = earlier.len().saturating_sub(MAX_ADDRESSES);
+        earlier.drain(..surplus);
+        self.endpoints.store(Arc::new(new));
     }
 }
 
@@ -387,6 +419,10 @@ mod tests {
         let after = state.endpoints().clone();
         assert!(Arc::ptr_eq(&before[1], &after[0]) && after.len() == 2);
         assert_ne!(after[0].tag, after[1].tag);
+        // A weight that changes is no new endpoint, and one that comes back is known.
+        state.resolved(vec![Resolved { weight: 7, ..resolved("192.0.2.1:80") }]);
+        let back = state.endpoints().clone();
+        assert!(Arc::ptr_eq(&before[0], &back[0]) && back[0].weight() == 7);
     }
 
     #[test]
@@ -403,7 +439,7 @@ mod tests {
         for _ in 0..3 {
             endpoint.checked(false, 3, 2, at(1));
         }
-        endpoint.success(at(2));
+        endpoint.success(at(2), at(2));
         assert_eq!(endpoint.standing(at(2)), Standing::Down);
         endpoint.checked(true, 3, 2, at(3));
         assert_eq!(endpoint.standing(at(3)), Standing::Down, "rise: 2");

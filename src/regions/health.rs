@@ -27,6 +27,8 @@ pub struct Health {
     ejections: AtomicU32,
     /// Ejected until this millisecond; 0 when it is not.
     until: AtomicU64,
+    /// Since this one.
+    ejected: AtomicU64,
     /// The trial that began in this millisecond is under way; 0 when none is.
     trial: AtomicU64,
 }
@@ -68,8 +70,12 @@ impl Health {
         lost && self.trial.compare_exchange(seen, now.millis().max(1), Relaxed, Relaxed).is_ok()
     }
 
-    /// It answered well. Returns true when this brings it back.
-    pub fn success(&self, now: Moment) -> bool {
+    /// A request that began at `began` was answered well. Returns true when this brings it back.
+    pub fn success(&self, began: Moment, now: Moment) -> bool {
+        // What was under way when the ejection began tells nothing of the time since.
+        if self.until.load(Relaxed) != 0 && began.millis() < self.ejected.load(Relaxed) {
+            return false;
+        }
         // The usual case writes nothing: no cache line is fought over.
         if self.failures.load(Relaxed) != 0 {
             self.failures.store(0, Relaxed);
@@ -109,6 +115,7 @@ impl Health {
         if self.until.compare_exchange(until, now.after(length).millis().max(1), Relaxed, Relaxed).is_err() {
             return false;
         }
+        self.ejected.store(now.millis(), Relaxed);
         self.ejections.fetch_add(1, Relaxed);
         self.failures.store(0, Relaxed);
         self.trial.store(0, Relaxed);
@@ -138,16 +145,18 @@ mod tests {
     fn three_in_a_row_eject_and_one_trial_brings_back() {
         let health = Health::default();
         assert!(!health.failure(at(1), || false) && !health.failure(at(2), || false));
-        health.success(at(3));
+        health.success(at(3), at(3));
         assert!(!health.failure(at(4), || false) && !health.failure(at(5), || false));
         assert_eq!(health.standing(at(5)), Standing::Usable);
         assert!(health.failure(at(6), || false));
         assert_eq!(health.standing(at(6)), Standing::Ejected { until: at(5_006) });
         assert_eq!(health.standing(at(5_006)), Standing::TrialDue);
+        assert!(!health.success(at(5), at(5_006)), "a long answer that began before tells nothing");
+        assert_eq!(health.standing(at(5_006)), Standing::TrialDue);
         assert!(health.claim_trial(at(5_006)));
         assert!(!health.claim_trial(at(5_007)), "one trial at a time");
         assert!(matches!(health.standing(at(5_007)), Standing::Ejected { .. }));
-        health.success(at(5_010));
+        health.success(at(5_010), at(5_010));
         assert_eq!(health.standing(at(5_010)), Standing::Usable);
     }
 
@@ -188,7 +197,7 @@ mod tests {
         }
         assert_eq!((health.standing(at(10)), health.is_failing()), (Standing::Usable, true));
         assert!(health.failure(at(11), || false), "the next failure ejects it");
-        health.success(at(6_000));
+        health.success(at(6_000), at(6_000));
         assert!(!health.is_failing());
     }
 }

@@ -164,14 +164,14 @@ impl Region {
                 all += weight;
             }
             for endpoint in endpoints.iter() {
-                let weight = weight * endpoint.weight as f32;
+                let weight = weight * endpoint.weight() as f32;
                 let ramp = match endpoint.standing(now) {
                     Standing::Usable | Standing::Resting { until: _ } => endpoint.ramp(self.slow_start, now),
                     // Somebody has to come near enough to try it.
                     Standing::TrialDue => 1.0,
                     Standing::Ejected { until: _ } | Standing::Down => 0.0,
                 };
-                match upstream.backup || endpoint.backup {
+                match upstream.backup || endpoint.backup() {
                     false => (all, usable) = (all + weight, usable + weight * ramp),
                     true => (backups, usable_backups) = (backups + weight, usable_backups + weight * ramp),
                 }

@@ -1,10 +1,10 @@
 //! From a client and its request to regions in order, each with the reason for its place.
 //!
-//! The order is made in steps, each of which may only put regions of the route's own in front:
+//! The order is made in steps, each of which may put regions in front:
 //!
 //! 1. the policy: geo, weighted, proximity or latency; then `failover`, without repeats;
 //! 2. `writes` and `read_your_writes`;
-//! 3. what the client asks for, where the route allows it;
+//! 3. what the client asks for, where the route allows it, among the regions that the route names;
 //! 4. `only` at last: whatever the steps before said, nothing else is left.
 
 use std::net::IpAddr;
@@ -185,10 +185,15 @@ impl Geo {
         }
     }
 
+    /// Every list.
+    fn lists(&self) -> impl Iterator<Item = &[RegionId]> {
+        let countries = self.countries.values().map(|(regions, _)| regions);
+        self.subdivisions.values().chain(countries).chain([&self.default]).map(Vec::as_slice)
+    }
+
     /// Every region that is named.
     pub fn named(&self) -> impl Iterator<Item = RegionId> {
-        let countries = self.countries.values().flat_map(|(regions, _)| regions);
-        self.subdivisions.values().flatten().chain(countries).chain(&self.default).copied()
+        self.lists().flatten().copied()
     }
 }
 
@@ -205,8 +210,9 @@ impl Steering {
             Some(writes) if !asked.safe => {
                 add(writes.primary, Why::Writes);
                 writes.failover.iter().for_each(|region| add(*region, Why::WritesFailover));
-                // What a client prefers is about being near; writes have one place.
-                return self.allowed(order, asked.force);
+                // What a client prefers is about being near; writes have one place. Insisting can only refuse it.
+                order.retain(|c| self.allows(c.region) && asked.force.is_none_or(|force| force.contains(&c.region)));
+                return order;
             }
             Some(writes) if asked.wrote => add(writes.primary, Why::ReadYourWrites),
             Some(_) | None => {}
@@ -222,10 +228,10 @@ impl Steering {
         self.allowed(order, asked.force)
     }
 
-    /// Leaves what `only` and the client allow.
+    /// Leaves what `only` and the client allow. The lists of a client have no repeats, and only regions that the
+    /// route reaches.
     fn allowed(&self, mut order: Order, force: Option<&[RegionId]>) -> Order {
         if let Some(force) = force {
-            // In the client's order, also where the route would not have come by itself.
             order = force.iter().map(|region| Candidate { region: *region, why: Why::Forced }).collect();
         }
         order.retain(|c| self.allows(c.region));
@@ -242,6 +248,23 @@ impl Steering {
         let writes = self.writes.iter().flat_map(|w| std::iter::once(&w.primary).chain(&w.failover)).copied();
         let pool = self.pool.iter().chain(&self.failover).copied();
         pool.chain(self.geo.named()).chain(writes).filter(|region| self.allows(*region))
+    }
+
+    /// Every order there is: what is left of each when a region goes?
+    pub fn orders(&self) -> Vec<Vec<RegionId>> {
+        let with_failover = |regions: &[RegionId]| regions.iter().chain(&self.failover).copied().collect::<Vec<_>>();
+        let mut orders: Vec<Vec<RegionId>> = match self.policy {
+            Policy::Weighted { .. } => vec![with_failover(&self.pool)],
+            Policy::Geo | Policy::Proximity | Policy::Latency { .. } => self.geo.lists().map(with_failover).collect(),
+        };
+        if let Policy::Proximity | Policy::Latency { .. } = self.policy {
+            orders.push(with_failover(&self.pool));
+        }
+        if let Some(writes) = &self.writes {
+            orders.push(std::iter::once(writes.primary).chain(writes.failover.iter().copied()).collect());
+        }
+        orders.iter_mut().for_each(|order| order.retain(|region| self.allows(*region)));
+        orders
     }
 
     /// The keys under which a request learns, if it does.
@@ -452,6 +475,11 @@ mod tests {
         assert_eq!(seen(&steering.order(&[], &prefer)), [(0, Why::Preferred), (1, Why::Country)]);
         let force = Asked { force: Some(&[R[3], R[0]]), ..asked(&gb) };
         assert_eq!(seen(&steering.order(&[], &force)), [(0, Why::Forced)]);
+        let writes = Writes { primary: R[0], failover: vec![R[1]], read_your_writes: None };
+        let steering = Steering { writes: Some(writes), ..steering };
+        assert_eq!(seen(&steering.order(&[], &Asked { safe: false, ..force })), [(0, Why::Writes)]);
+        let elsewhere = Asked { safe: false, force: Some(&[R[3]]), ..asked(&gb) };
+        assert_eq!(seen(&steering.order(&[], &elsewhere)), [], "insisting moves no write");
     }
 
     fn some_regions() -> impl Strategy<Value = Vec<RegionId>> {

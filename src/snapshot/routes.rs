@@ -136,6 +136,7 @@ impl Compiler<'_> {
         let continents = continents.collect();
         let default = match (default, &only) {
             (Some(names), _) => self.within(&at.join("default"), names, only.as_deref()),
+            (None, _) if steering.policy == config::Policy::Weighted => Vec::new(),
             (None, Some(only)) => only.first().copied().into_iter().collect(),
             (None, None) => vec![RegionId(0)],
         };

@@ -130,7 +130,8 @@ fn server(address: &SocketAddr) -> NameServerConfig {
 async fn lookup(client: &TokioResolver, upstream: &UpstreamState) -> Result<(Vec<Resolved>, Duration), NetError> {
     let left = |until: Instant| until.saturating_duration_since(Instant::now());
     if !upstream.url.is_service() {
-        let (found, until) = addresses(client, Name::from_str_relaxed(&upstream.url.host)?).await?;
+        let known = upstream.endpoints().iter().filter_map(|e| e.address.ip()).collect::<Vec<_>>();
+        let (found, until) = addresses(client, Name::from_str_relaxed(&upstream.url.host)?, &known).await?;
         let resolved = |ip| Resolved { address: SocketAddr::new(ip, upstream.url.port), weight: 1, backup: false };
         return Ok((found.into_iter().map(resolved).collect(), left(until)));
     }
@@ -149,7 +150,7 @@ async fn lookup(client: &TokioResolver, upstream: &UpstreamState) -> Result<(Vec
     let mut resolved = Vec::new();
     let mut failure = None;
     for service in services {
-        match addresses(client, service.target.clone()).await {
+        match addresses(client, service.target.clone(), &[]).await {
             Ok((found, until)) => {
                 ttl = ttl.min(left(until));
                 resolved.extend(found.into_iter().map(|ip| Resolved {
@@ -169,22 +170,25 @@ async fn lookup(client: &TokioResolver, upstream: &UpstreamState) -> Result<(Vec
     }
 }
 
-/// A and AAAA. That there is none of one kind is an answer; that one cannot be had is a failure of both, for the
-/// addresses of that kind would vanish.
-async fn addresses(client: &TokioResolver, name: Name) -> Result<(Vec<IpAddr>, Instant), NetError> {
-    let (mut found, mut until, mut none) = (Vec::new(), None::<Instant>, None);
+/// A and AAAA. Where one of them cannot be had, what is `known` of its kind stays: there are servers that never
+/// answer for AAAA.
+async fn addresses(client: &TokioResolver, name: Name, known: &[IpAddr]) -> Result<(Vec<IpAddr>, Instant), NetError> {
+    let (mut found, mut until, mut error) = (Vec::new(), None::<Instant>, None);
     let (v4, v6) = tokio::join!(client.ipv4_lookup(name.clone()), client.ipv6_lookup(name));
-    for answer in [v4, v6] {
+    for (answer, is_v4) in [(v4, true), (v6, false)] {
         match answer {
             Ok(answer) => {
                 found.extend(answer.answers().iter().filter_map(|record| record.data.ip_addr()));
                 until = Some(until.map_or(answer.valid_until(), |until| until.min(answer.valid_until())));
             }
-            Err(error) if error.is_no_records_found() => none = Some(error),
-            Err(error) => return Err(error),
+            Err(none) if none.is_no_records_found() => error = error.or(Some(none)),
+            Err(failed) => {
+                found.extend(known.iter().filter(|ip| ip.is_ipv4() == is_v4));
+                error = Some(failed);
+            }
         }
     }
-    match (until, none) {
+    match (until, error) {
         (Some(until), _) => Ok((found, until)),
         (None, Some(error)) => Err(error),
         (None, None) => Ok((found, Instant::now())),

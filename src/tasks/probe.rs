@@ -56,6 +56,7 @@ fn pause(interval: Duration, in_doubt: bool) -> Duration {
 }
 
 async fn ask(prober: Arc<probe::Prober>, live: Arc<Live>, region: usize, upstream: usize, endpoint: Arc<Endpoint>) {
+    let _asking = Asking(endpoint.clone());
     let found = live.snapshot.regions.get(region).and_then(|r| Some((r, r.check.as_ref()?, r.upstreams.get(upstream)?)));
     if let Some((region, check, upstream)) = found {
         let began = Instant::now();
@@ -84,5 +85,13 @@ async fn ask(prober: Arc<probe::Prober>, live: Arc<Live>, region: usize, upstrea
             endpoint.active.set_due(clock::now().after(pause(check.config.interval.0, endpoint.active.in_doubt())));
         }
     }
-    endpoint.active.asking.store(false, Relaxed);
+}
+
+/// The question is over, however it ended.
+struct Asking(Arc<Endpoint>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.active.asking.store(false, Relaxed);
+    }
 }

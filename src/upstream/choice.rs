@@ -6,6 +6,7 @@ use super::failure::{Failure, Stop};
 use super::plan::{PER_REGION, Plan};
 use crate::regions::balance::{Member, Members};
 use crate::regions::endpoint::{Endpoint, Standing};
+use crate::regions::steering::Why;
 use crate::regions::{Region, RegionId, Room, Upstream};
 use crate::request::{Moment, mix};
 use crate::routes::Retry;
@@ -53,11 +54,13 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// May it be tried after another failed? One that shows no failure always, for then the request fails over,
-    /// and adds no load that the endpoint would not have had; one that fails as well only within the budget.
-    pub(super) fn is_in_budget(&self, retry: &Retry, now: Moment) -> bool {
+    /// May it be tried after another failed with `failure`? One that shows no failure always, where nobody answered:
+    /// then the request fails over, and adds no load that the endpoint would not have had. After an answer, or where
+    /// the endpoint fails as well, only within the budget.
+    pub(super) fn is_in_budget(&self, failure: Option<Failure>, retry: &Retry, now: Moment) -> bool {
+        let answered = matches!(failure, Some(Failure::Status(_)));
         let is_well = |e: &Arc<Endpoint>| self.shape < Shape::Away && e.health.counts().0 == 0;
-        self.endpoint.as_ref().is_some_and(is_well) || retry.budget.allows(retry.allowance, now)
+        !answered && self.endpoint.as_ref().is_some_and(is_well) || retry.budget.allows(retry.allowance, now)
     }
 }
 
@@ -73,6 +76,7 @@ impl Plan {
         let mut best: Option<(Rank, RegionId)> = None;
         let mut members = Members::new();
         let mut full = false;
+        let together = self.order.first().is_some_and(|c| matches!(c.why, Why::Writes | Why::ReadYourWrites));
         for (place, (id, region)) in self.candidates(regions).enumerate() {
             let share_used = self.counted().iter().filter(|t| t.region == id && !t.stale).count() >= PER_REGION;
             let mut consider = |shape: Shape, upstream: &Upstream, member: Member, backup: bool| {
@@ -98,17 +102,24 @@ impl Plan {
                 }
                 for (i, endpoint) in endpoints.iter().enumerate() {
                     let Some((shape, trial)) = self.shape(region, upstream, endpoint, now, &mut full) else { continue };
+                    // Writes have one place as long as it lives, be it busy.
+                    let shape = if together && place == 0 && shape < Shape::Away { Shape::Usable } else { shape };
+                    let ramp = endpoint.ramp(region.slow_start, now);
                     let member = Member {
                         upstream: position,
                         endpoint: u16::try_from(i).ok(),
                         trial,
-                        weight: (upstream.weight * endpoint.weight) as f32 * endpoint.ramp(region.slow_start, now),
+                        weight: upstream.weight.saturating_mul(endpoint.weight()) as f32 * ramp,
+                        ramp,
                         in_flight: endpoint.in_flight(),
                         first_byte: endpoint.first_byte(now),
                         id: endpoint.id,
                     };
-                    consider(shape, upstream, member, endpoint.backup);
+                    consider(shape, upstream, member, endpoint.backup());
                 }
+            }
+            if together && place == 0 && full && best.is_none_or(|(rank, _)| rank.shape >= Shape::Away) {
+                return Err(Stop::Busy);
             }
             // Regions come in the order of `place`, so nothing later beats a usable one.
             if best.is_some_and(|(rank, _)| rank.shape == Shape::Usable && !rank.share_used) {
@@ -118,7 +129,7 @@ impl Plan {
         let none = if full { Stop::Busy } else { Stop::NoCandidate };
         let (rank, id) = best.ok_or(none)?;
         // A last resort is no match for a short wait, where waiting is possible.
-        if full && rank.shape >= Shape::Ejected && self.tries.is_empty() {
+        if full && rank.shape >= Shape::Away && self.tries.is_empty() {
             return Err(Stop::Busy);
         }
         let region = regions.get(usize::from(id.0)).ok_or(none)?;
@@ -185,5 +196,5 @@ impl Plan {
 
 /// An upstream whose name has no address: trying it fails at once, but says why.
 fn nowhere(upstream: u16) -> Member {
-    Member { upstream, endpoint: None, trial: false, weight: 1.0, in_flight: 0, first_byte: None, id: 0 }
+    Member { upstream, endpoint: None, trial: false, weight: 1.0, ramp: 1.0, in_flight: 0, first_byte: None, id: 0 }
 }

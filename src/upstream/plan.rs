@@ -9,6 +9,7 @@ use super::attempt::{Attempt, Exhausted, Outcome, Sent, Try, Verdict, cut};
 use super::choice::{Choice, Shape};
 use super::failure::{Failure, Stop};
 use super::replay::{Failed, Fallback, MAX_REPLAYS, Replay};
+use crate::regions::balance::Balance;
 use crate::regions::endpoint::{Endpoint, Slot, Standing};
 use crate::regions::steering::{Candidate, Order, Steering, Why};
 use crate::regions::{Region, RegionId, Upstream};
@@ -17,6 +18,8 @@ use crate::routes::{Patience, Retry, Timeouts};
 
 /// At most this many attempts go to one region while another candidate is left.
 pub(super) const PER_REGION: usize = 2;
+/// Attempts of one request, replays and all.
+pub const MAX_TRIES: usize = 30;
 /// Before the same upstream is tried again: exponential backoff from here, with full jitter (Brooker, AWS, 2015).
 const BACKOFF: Duration = Duration::from_millis(25);
 /// And never longer than this.
@@ -55,6 +58,8 @@ pub struct Start {
     pub may_repeat: bool,
     /// Which of first byte and idle bounds the wait for the upstream.
     pub patience: Patience,
+    /// Its time to first byte tells something of the upstream.
+    pub measures: bool,
     /// A random number.
     pub chance: u64,
     /// Traffic or `explain`.
@@ -110,6 +115,7 @@ pub struct Plan {
     pub(super) counts_from: usize,
     pub(super) chance: u64,
     pub(super) mode: Mode,
+    measures: bool,
     timeouts: Timeouts,
     attempts: Option<u8>,
     may_repeat: bool,
@@ -140,7 +146,7 @@ pub struct Replays {
 impl Plan {
     /// A plan with nothing tried yet.
     pub fn new(start: Start, timeouts: Timeouts, retry: &Retry, now: Moment) -> Self {
-        let Start { order, moved, pin, keys, may_repeat, patience, chance, mode } = start;
+        let Start { order, moved, pin, keys, may_repeat, patience, measures, chance, mode } = start;
         if mode == Mode::Commit {
             retry.budget.request(now);
         }
@@ -159,6 +165,7 @@ impl Plan {
             counts_from: 0,
             chance,
             mode,
+            measures,
             timeouts,
             attempts: retry.attempts,
             may_repeat,
@@ -184,7 +191,7 @@ impl Plan {
     }
 
     fn start(&mut self, backends: Backends<'_>, now: Moment) -> Result<Attempt, Exhausted> {
-        if self.spent() >= self.max_tries() {
+        if self.spent() >= self.max_tries() || self.tries.len() >= MAX_TRIES {
             return Err(Exhausted(Stop::Attempts));
         }
         let left = self.until().since(now);
@@ -192,7 +199,9 @@ impl Plan {
             return Err(Exhausted(Stop::Deadline));
         }
         let again = self.spent() > 0 && !self.tries.last().is_some_and(|t| t.stale);
-        if again && !self.choose(backends.regions, now, true).map_err(Exhausted)?.is_in_budget(backends.retry, now) {
+        if again
+            && !self.choose(backends.regions, now, true).map_err(Exhausted)?.is_in_budget(self.failure(), backends.retry, now)
+        {
             return Err(Exhausted(Stop::Budget));
         }
         let choice = self.take(backends, now).map_err(Exhausted)?;
@@ -212,8 +221,9 @@ impl Plan {
             region,
             upstream,
             endpoint: endpoint.clone(),
-            started: now,
-            ended: now,
+            // The pause is not the upstream's.
+            started: now.after(delay),
+            ended: now.after(delay),
             outcome: Outcome::Pending,
             connect_cut: left <= self.timeouts.connect,
             answer_cut: left <= silence,
@@ -239,7 +249,9 @@ impl Plan {
             if claimed {
                 self.slot = Slot::take(endpoint, limit, &region.state, region.limits.hard);
                 if self.slot.is_some() {
-                    region.state.turn();
+                    if region.balance == Balance::RoundRobin {
+                        region.state.turn();
+                    }
                     return Ok(choice);
                 }
                 if choice.trial {
@@ -297,8 +309,9 @@ impl Plan {
             self.finish(backends.regions, outcome, (status >= 500).then_some(false), now);
             return verdict;
         }
-        if let (Patience::FirstByte, Mode::Commit, Some((took, endpoint))) =
-            (self.patience, self.mode, first_byte.zip(self.endpoint()))
+        if self.measures
+            && self.mode == Mode::Commit
+            && let Some((took, endpoint)) = first_byte.zip(self.endpoint())
         {
             endpoint.measured(took, now);
         }
@@ -392,7 +405,7 @@ impl Plan {
         source: RegionId,
         sent: Sent,
     ) -> Result<Order, &'static str> {
-        if sent.body_lost || sent.body_incomplete {
+        if sent.body_lost {
             return Err("the request's body is too large to be sent again (64 KiB)");
         }
         if before.failed.is_some() {
@@ -453,7 +466,7 @@ impl Plan {
             Outcome::Pending => self.finish(regions, Outcome::Pending, None, now),
             Outcome::Answered(_) if last.well && self.mode == Mode::Commit => {
                 if let Some(endpoint) = &last.endpoint {
-                    endpoint.success(now);
+                    endpoint.success(last.started, now);
                 }
             }
             Outcome::Answered(_) | Outcome::Failed(_) | Outcome::Truncated(_) | Outcome::Replayed(_) => {}
@@ -479,6 +492,11 @@ impl Plan {
     fn until(&self) -> Moment {
         let replay = self.replays.as_ref().filter(|r| r.failed.is_none()).and_then(|r| Some(r.began.after(r.replay.timeout?)));
         replay.map_or(self.deadline, |end| end.min(self.deadline))
+    }
+
+    /// What went wrong with the last attempt.
+    fn failure(&self) -> Option<Failure> {
+        self.tries.last().and_then(|t| t.outcome.failure())
     }
 
     /// The endpoint of the attempt under way.
@@ -532,7 +550,7 @@ impl Plan {
         last.ended = now;
         let (Mode::Commit, Some(endpoint)) = (self.mode, &last.endpoint) else { return };
         match healthy {
-            Some(true) => endpoint.success(now),
+            Some(true) => endpoint.success(last.started, now),
             Some(false) => {
                 let (endpoint, order) = (endpoint.clone(), &self.order);
                 endpoint.health.failure(now, || !others_usable(regions, order, &endpoint, now));
@@ -561,7 +579,7 @@ impl Plan {
                 Err(stop) => Some(stop),
                 // A stale connection's second try is free.
                 Ok(_) if self.tries.last().is_some_and(|t| t.stale) => None,
-                Ok(next) if !next.is_in_budget(backends.retry, now) => Some(Stop::Budget),
+                Ok(next) if !next.is_in_budget(Some(failure), backends.retry, now) => Some(Stop::Budget),
                 Ok(_) => None,
             }
         };
@@ -637,6 +655,7 @@ mod tests {
             keys: SmallVec::new(),
             may_repeat: true,
             patience: Patience::FirstByte,
+            measures: true,
             chance: 7,
             mode: Mode::Commit,
         }
@@ -716,7 +735,7 @@ mod tests {
         fail(10, 2);
         assert!(endpoint(&regions, 1, 0).is_usable(at(2)) && !endpoint(&regions, 1, 0).is_healthy(at(2)));
         // Once another is back the failing one goes.
-        endpoint(&regions, 0, 0).success(at(3));
+        endpoint(&regions, 0, 0).success(at(3), at(3));
         let mut plan = plan(backends, true);
         plan.order.reverse();
         plan.next(backends, at(3)).unwrap();
@@ -751,6 +770,42 @@ mod tests {
         assert_eq!(plans[2].next(backends, at(1)).map(|a| a.region.0), Ok(1), "a place became free");
         drop(plans);
         assert_eq!(regions[0].state.in_flight(), 0);
+    }
+
+    #[test]
+    fn writes_keep_together_while_their_region_lives() {
+        let retry = retry(None);
+        let mut regions = regions(&[1, 1]);
+        regions[0].limits = Limits { hard: Some(2), soft: Some(1) };
+        let backends = Backends { regions: &regions, retry: &retry };
+        let write = || {
+            let mut start = start(2);
+            start.order[0].why = Why::Writes;
+            Plan::new(start, timeouts(), &retry, at(0))
+        };
+        let mut plans: Vec<Plan> = (0..3).map(|_| write()).collect();
+        let took: Vec<_> = plans.iter_mut().map(|p| p.next(backends, at(0)).map(|a| a.region.0)).collect();
+        assert_eq!(took, [Ok(0), Ok(0), Err(Exhausted(Stop::Busy))], "busy is no reason to go elsewhere");
+        drop(plans);
+        endpoint(&regions, 0, 0).rest(Duration::from_secs(9), at(0));
+        assert_eq!(write().next(backends, at(1)).unwrap().region, RegionId(0));
+        eject(&endpoint(&regions, 0, 0), at(2));
+        assert_eq!(write().next(backends, at(3)).unwrap().region, RegionId(1), "but death is");
+    }
+
+    #[test]
+    fn an_evacuated_region_is_no_overflow() {
+        use crate::regions::control::{Control, Kind};
+        let retry = retry(None);
+        let mut regions = regions(&[1, 1]);
+        regions[1].limits.hard = Some(1);
+        let until = Some(at(60_000));
+        let control = Control { kind: Kind::Evacuated, from: at(0), ramp: Duration::ZERO, until, reason: String::new() };
+        regions[0].state.control.store(Some(Arc::new(control)));
+        let backends = Backends { regions: &regions, retry: &retry };
+        let mut first = plan(backends, true);
+        assert_eq!(first.next(backends, at(1)).unwrap().region, RegionId(1));
+        assert_eq!(plan(backends, true).next(backends, at(1)).map(drop), Err(Exhausted(Stop::Busy)));
     }
 
     #[test]

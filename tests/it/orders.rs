@@ -81,7 +81,7 @@ async fn orders_that_make_no_sense_or_hurt_are_refused() {
     assert_eq!(edge.order("/regions/b/evacuate", r#"{ "for": "1m" }"#).await.status, 200);
     let refused = edge.order("/regions/a/drain", "{}").await;
     assert_eq!(refused.status, 409);
-    assert!(refused.text().contains("no healthy region would be left for route all"), "{}", refused.text());
+    assert!(refused.text().contains("no healthy region would be left for clients of route all"), "{}", refused.text());
     assert_eq!(edge.get("/", &[]).await.text(), "a");
     assert_eq!(edge.order("/regions/a/drain", r#"{ "force": true }"#).await.status, 200);
     // A browser of a stranger's page orders nothing.
@@ -229,14 +229,40 @@ async fn orders_survive_a_restart_and_end_by_themselves() {
     program.said("order=\"ended\"").await;
     assert_eq!(get(&program).await.text(), "a");
     assert!(!std::fs::read_to_string(&file).unwrap().contains("evacuated"));
-    // A file that cannot be read is said, not ignored.
+    // A file that cannot be read is said and put aside; not to start would be worse.
     program.signal("TERM");
     assert!(program.ended().await.success());
     std::fs::write(&file, "nonsense").unwrap();
-    let dir = tempfile::TempDir::new().unwrap();
-    std::fs::write(dir.path().join("p.yaml"), whole(&yaml(&a, &b, &more))).unwrap();
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_portolan")).args(["run", "--config"]).arg(dir.path().join("p.yaml")).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("state_dir"));
+    let mut program = Program::run(&yaml(&a, &b, &more)).await;
+    program.said("cannot be read and are forgotten").await;
+    assert_eq!(std::fs::read_to_string(file.with_extension("json.bad")).unwrap(), "nonsense");
+}
+
+/// What is left for each kind of client counts, not what is left for all together.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_forgotten_when_a_region_goes() {
+    let (a, b) = two().await;
+    let edge = Portolan::start(&format!(
+        "regions: {{ a: {{ upstreams: [\"{}\"] }}, b: {{ upstreams: [\"{}\"] }}, c: {{ upstreams: [\"{}\"] }} }}
+routes:
+  - {{ name: british, paths: [/b], steering: {{ countries: {{ GB: b }}, default: a, failover: [c] }} }}
+  - {{ name: lonely, paths: [/l], steering: {{ countries: {{ GB: b }}, default: a }} }}
+  - {{ name: writes, paths: [/w], steering: {{ default: a, failover: [c], writes: c }} }}\n",
+        a.url(),
+        b.url(),
+        a.url()
+    ))
+    .await;
+    let order = async |region: &str| {
+        let answer = edge.order(&format!("/regions/{region}/evacuate"), r#"{ "for": "2h", "ramp": "1h" }"#).await;
+        (answer.status, answer.text())
+    };
+    let (status, text) = order("b").await;
+    assert!(status == 409 && text.contains("route lonely;"), "{text}");
+    let (status, text) = order("c").await;
+    assert!(status == 409 && text.contains("route writes;"), "{text}");
+    // One that is still leaving does not count as there.
+    assert_eq!(edge.order("/regions/c/evacuate", r#"{ "for": "2h", "ramp": "1h", "force": true }"#).await.status, 200);
+    let (status, text) = order("a").await;
+    assert!(status == 409 && text.contains("british") && text.contains("lonely"), "{text}");
 }

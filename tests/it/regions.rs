@@ -179,7 +179,10 @@ async fn clients_choose_only_where_the_route_lets_them() {
     let [us, eu] = named(["us", "eu"]).await;
     let edge = Portolan::start(&format!(
         "regions: {{ us: {{ upstreams: [\"{}\"] }}, eu: {{ upstreams: [\"{}\"] }} }}
-routes: [{{ paths: [/open], client_regions: true, steering: {{ default: us }} }}, {{ paths: [/closed], steering: {{ default: us }} }}]\n",
+routes:
+  - {{ paths: [/open], client_regions: true, steering: {{ default: us, failover: [eu] }} }}
+  - {{ paths: [/closed], steering: {{ default: us, failover: [eu] }} }}
+  - {{ paths: [/own], client_regions: true, steering: {{ default: us }} }}\n",
         us.url(),
         eu.url()
     ))
@@ -187,6 +190,9 @@ routes: [{{ paths: [/open], client_regions: true, steering: {{ default: us }} }}
     for name in ["Portolan-Prefer-Region", "Portolan-Force-Region", "fly-prefer-region", "fly-force-region"] {
         assert_eq!(edge.get("/open", &[(name, "eu")]).await.text(), "eu", "{name}");
         assert_eq!(edge.get("/closed", &[(name, "eu")]).await.text(), "us", "{name}");
+        let prefers = name.to_lowercase().contains("prefer");
+        let own = edge.get("/own", &[(name, "eu")]).await;
+        assert_eq!(own.status, if prefers { 200 } else { 503 }, "the route does not name it: {name}");
     }
     assert_eq!(edge.get("/open", &[("fly-prefer-region", "mars")]).await.text(), "us");
     assert_eq!(edge.get("/open", &[("fly-force-region", "mars")]).await.status, 503);
@@ -355,13 +361,13 @@ routes: [{{ steering: {{ default: home, failover: [next] }}, timeouts: {{ first_
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     assert!(refused.header("proxy-status").unwrap().contains("connection_limit_reached"));
     assert_eq!(edge.metric("portolan_retries_skipped_total{reason=\"busy\"}").await, 1.0);
-    // A client leaves: its place goes to the one that waits.
-    home.becomes(ok("at last"));
+    // A client leaves, be it in the other region: its place goes to the one that waits.
+    next.becomes(ok("at last"));
+    spilled.abort();
+    assert_eq!(queued.await.unwrap().text(), "at last");
     for held in held {
         held.abort();
     }
-    assert_eq!(queued.await.unwrap().text(), "at last");
-    spilled.abort();
     edge.until("every place is given back", |s| s.live.load().snapshot.regions.iter().all(|r| r.state.in_flight() == 0)).await;
 }
 
@@ -429,6 +435,26 @@ routes: [{{ steering: {{ default: gone, failover: [local] }} }}]\n",
             == portolan::regions::active::Verdict::Up
     })
     .await;
+}
+
+/// A cookie says where a client belongs, and that does not change because something had to go elsewhere once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_does_not_move_a_clients_affinity() {
+    let [near, primary] = named(["near", "primary"]).await;
+    let edge = Portolan::start(&format!(
+        "regions:
+  near: {{ upstreams: [\"{}\"], affinity: {{ cookie: stay }} }}
+  primary: {{ upstreams: [\"{}\"], affinity: {{ cookie: stay }} }}
+routes: [{{ steering: {{ default: near, failover: [primary], writes: primary }} }}]\n",
+        near.url(),
+        primary.url()
+    ))
+    .await;
+    let cookie = edge.get("/", &[]).await.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let wrote = edge.request("POST", "/", &[("Cookie", &cookie)], b"x").await;
+    assert_eq!((wrote.text().as_str(), wrote.header("set-cookie")), ("primary", None));
+    assert_eq!(edge.request("POST", "/", &[], b"x").await.header("set-cookie"), None, "nor does it make one");
+    assert_eq!(edge.get("/", &[("Cookie", &cookie)]).await.text(), "near");
 }
 
 /// A stale keep-alive connection is a race that nobody can win, so the client must never see it.
