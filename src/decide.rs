@@ -181,14 +181,24 @@ fn spread(
     if pinned && (own.state.keeps_clients(now) || own.state.share(now) >= 1.0) {
         return None;
     }
+    let capacity = own.capacity(now);
     let shares = spill::shares(order.iter().filter_map(|c| Some(region(c)?.capacity(now))));
     let chance = if pinned { hash_ip(client.ip) } else { facts.chance };
-    let to = spill::draw(&shares, unit(chance)).filter(|to| *to > 0)?;
-    let capacity = own.capacity(now);
-    let why = match (capacity.granted < 1.0, capacity.usable > 0.0) {
-        (true, _) => Moved::Away,
-        (false, true) => Moved::Spill,
-        (false, false) => Moved::Ejected,
+    let drawn = spill::draw(&shares, unit(chance)).unwrap_or(0);
+    let rush = || {
+        let all = order.iter().filter_map(region).map(|r| r.state.in_flight()).sum();
+        capacity.ramp > 0.0 && !spill::takes_one_more(capacity.ramp, own.state.in_flight(), all)
+    };
+    let (to, why) = match drawn {
+        // What is in slow start hands a rush on to the next that is fit.
+        0 if capacity.ramp < 1.0 && rush() => {
+            let fit = |c: &Candidate| region(c).is_some_and(|r| r.capacity(now).ramp >= 1.0 && !r.state.is_away(now));
+            (order.iter().position(fit)?, Moved::SlowStart)
+        }
+        0 => return None,
+        to if capacity.granted < 1.0 => (to, Moved::Away),
+        to if capacity.usable > 0.0 => (to, Moved::Spill),
+        to => (to, Moved::Ejected),
     };
     let moved = order.remove(to);
     order.insert(0, moved);

@@ -435,6 +435,7 @@ fn inside(region: &Region, now: Moment) -> String {
 fn moved(snapshot: &Snapshot, region: RegionId, why: Moved) -> MovedFrom {
     let because = match why {
         Moved::Spill => "a part of its upstreams is out, so a part of its requests moves on, this one included",
+        Moved::SlowStart => "it just came back, and has enough requests at once for now",
         Moved::Away => "an operator evacuates or drains it",
         Moved::Ejected => "none of its upstreams is usable",
     };

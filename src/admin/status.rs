@@ -71,7 +71,7 @@ pub struct RegionStatus {
     pub healthy: bool,
     /// An operator took it out entirely.
     pub away: bool,
-    /// The share of its upstreams that is usable, slow start included.
+    /// The share of its upstreams that is usable.
     pub usable: f32,
     /// The share of its traffic that an operator leaves it.
     pub granted: f32,

@@ -149,10 +149,7 @@ impl Metrics {
         };
         let region_healthy =
             gauges("portolan_region_healthy", "1 if at least one upstream of the region is in good health.", &["region"])?;
-        let region_usable = fractions(
-            "portolan_region_usable_ratio",
-            "The share of the region's upstreams that is usable, slow start included.",
-        )?;
+        let region_usable = fractions("portolan_region_usable_ratio", "The share of the region's upstreams that is usable.")?;
         let region_granted =
             fractions("portolan_region_granted_ratio", "The share of its traffic that an operator leaves the region.")?;
         let region_in_flight =
@@ -250,7 +247,7 @@ impl Metrics {
                 for i in 0..OUTCOMES {
                     let _ = self.attempts.remove_label_values(&[&region.name, outcome_label(i)]);
                 }
-                let moved = [Moved::Spill, Moved::Away, Moved::Ejected].map(Moved::label);
+                let moved = [Moved::Spill, Moved::SlowStart, Moved::Away, Moved::Ejected].map(Moved::label);
                 let reasons = || (0..OUTCOMES).map(outcome_label).chain(moved).chain([PASSED_OVER]);
                 for other in old.snapshot.regions.iter().chain(&new.snapshot.regions) {
                     for reason in reasons() {

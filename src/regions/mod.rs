@@ -156,30 +156,31 @@ impl Region {
     /// How much of it is usable, and how much of that an operator leaves it. Backups count once nothing else
     /// is usable.
     pub fn capacity(&self, now: Moment) -> Capacity {
-        let (mut all, mut usable, mut backups, mut usable_backups) = (0.0, 0.0, 0.0, 0.0);
+        let mut primary = Sums::default();
+        let mut backup = Sums::default();
         for upstream in &self.upstreams {
             let weight = upstream.weight as f32;
             let endpoints = upstream.state.endpoints();
             if endpoints.is_empty() && !upstream.backup {
-                all += weight;
+                primary.all += weight;
             }
             for endpoint in endpoints.iter() {
                 let weight = weight * endpoint.weight() as f32;
-                let ramp = match endpoint.standing(now) {
-                    Standing::Usable | Standing::Resting { until: _ } => endpoint.ramp(self.slow_start, now),
+                let (usable, ramp) = match endpoint.standing(now) {
+                    Standing::Usable | Standing::Resting { until: _ } => (weight, endpoint.ramp(self.slow_start, now)),
                     // Somebody has to come near enough to try it.
-                    Standing::TrialDue => 1.0,
-                    Standing::Ejected { until: _ } | Standing::Down => 0.0,
+                    Standing::TrialDue => (weight, 1.0),
+                    Standing::Ejected { until: _ } | Standing::Down => (0.0, 0.0),
                 };
-                match upstream.backup || endpoint.backup() {
-                    false => (all, usable) = (all + weight, usable + weight * ramp),
-                    true => (backups, usable_backups) = (backups + weight, usable_backups + weight * ramp),
-                }
+                let sums = if upstream.backup || endpoint.backup() { &mut backup } else { &mut primary };
+                sums.all += weight;
+                sums.usable += usable;
+                sums.ramped += usable * ramp;
             }
         }
-        let part = |usable: f32, all: f32| if all > 0.0 { usable / all } else { 0.0 };
-        let usable = if usable > 0.0 { part(usable, all) } else { part(usable_backups, backups) };
-        Capacity { usable, granted: self.state.share(now) }
+        let sums = if primary.usable > 0.0 { primary } else { backup };
+        let part = |of: f32, all: f32| if all > 0.0 { of / all } else { 0.0 };
+        Capacity { usable: part(sums.usable, sums.all), ramp: part(sums.ramped, sums.usable), granted: self.state.share(now) }
     }
 
     /// Is at least one of its upstreams in good health?
@@ -187,6 +188,14 @@ impl Region {
         let healthy = |u: &Upstream| u.state.endpoints().iter().any(|e| e.is_healthy(now));
         self.upstreams.iter().any(healthy)
     }
+}
+
+/// Weights, added up.
+#[derive(Default)]
+struct Sums {
+    all: f32,
+    usable: f32,
+    ramped: f32,
 }
 
 /// Smooth weighted round robin, as nginx does it: in each step everybody gains its weight, the

@@ -19,8 +19,10 @@ pub const OVERPROVISIONING: f32 = 1.4;
 /// A region as spilling sees it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Capacity {
-    /// The share of its upstreams that is usable, slow start included: 0 to 1.
+    /// The share of its upstreams that is usable: 0 to 1.
     pub usable: f32,
+    /// The part of that which slow start gives it: 0.1 to 1, or 0 if nothing is usable.
+    pub ramp: f32,
     /// The share that an operator leaves it: 0 to 1.
     pub granted: f32,
 }
@@ -30,7 +32,7 @@ pub struct Capacity {
 pub fn shares(regions: impl Iterator<Item = Capacity>) -> SmallVec<[f32; 8]> {
     let mut left = 1.0f32;
     let mut shares: SmallVec<[f32; 8]> = SmallVec::new();
-    for Capacity { usable, granted } in regions {
+    for Capacity { usable, ramp: _, granted } in regions {
         let health = (OVERPROVISIONING * usable).min(1.0) * granted;
         let share = health.min(left);
         left -= share;
@@ -61,12 +63,20 @@ pub fn draw(shares: &[f32], chance: f32) -> Option<usize> {
     last
 }
 
+/// May a region that is in slow start take one more request, of `all` that are under way? Slow start is there
+/// against a rush, so it bounds requests at once, as HAProxy's does: the region's part of them, times 1.4. One
+/// request at a time is no rush.
+pub fn takes_one_more(ramp: f32, in_flight: u32, all: u32) -> bool {
+    let allowed = (OVERPROVISIONING * ramp * (all as f32 + 1.0)).ceil().max(1.0);
+    ramp >= 1.0 || in_flight as f32 + 1.0 <= allowed
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn of(usable: &[f32]) -> Vec<i32> {
-        let capacities = usable.iter().map(|usable| Capacity { usable: *usable, granted: 1.0 });
+        let capacities = usable.iter().map(|usable| Capacity { usable: *usable, ramp: 1.0, granted: 1.0 });
         shares(capacities).iter().map(|s| (s * 100.0).round() as i32).collect()
     }
 
@@ -85,9 +95,17 @@ mod tests {
 
     #[test]
     fn an_operator_takes_shares_away() {
-        let shares = |granted| shares([Capacity { usable: 1.0, granted }, Capacity { usable: 1.0, granted: 1.0 }].into_iter());
+        let shares = |granted| shares([granted, 1.0].map(|granted| Capacity { usable: 1.0, ramp: 1.0, granted }).into_iter());
         assert_eq!(*shares(0.25), [0.25, 0.75]);
         assert_eq!(*shares(0.0), [0.0, 1.0]);
+    }
+
+    #[test]
+    fn slow_start_bounds_a_rush() {
+        // A hundred requests that stay, one after the other: how many does a region take that is at a tenth?
+        let took = |ramp: f32| (0..100).fold(0, |took, all| took + u32::from(takes_one_more(ramp, took, all)));
+        assert_eq!([0.1, 0.5, 0.8, 1.0].map(took), [14, 70, 100, 100]);
+        assert!(takes_one_more(0.1, 0, 0), "one at a time is no rush");
     }
 
     #[test]

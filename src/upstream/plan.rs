@@ -71,6 +71,8 @@ pub struct Start {
 pub enum Moved {
     /// A part of its upstreams is out, so a part of the requests moves.
     Spill,
+    /// It just came back, and has enough requests at once for now.
+    SlowStart,
     /// An operator evacuates or drains it.
     Away,
     /// None of its upstreams is usable.
@@ -82,6 +84,7 @@ impl Moved {
     pub fn label(self) -> &'static str {
         match self {
             Self::Spill => "spill",
+            Self::SlowStart => "slow_start",
             Self::Away => "away",
             Self::Ejected => "ejected",
         }

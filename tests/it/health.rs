@@ -175,26 +175,41 @@ routes: [{{ steering: {{ default: a, failover: [b] }} }}]\n",
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_back_starts_slowly() {
+async fn what_comes_back_is_kept_from_a_rush() {
     let (a, b) = (Origin::always(ok("a")).await, Origin::always(ok("b")).await);
     let check = "{ type: tcp, interval: 40ms, fall: 1, rise: 1 }";
     let slow = yaml(&format!("\"{}\"", a.url()), check, &b).replace("slow_start: 0s", "slow_start: 1h");
     let edge = Portolan::start(&slow).await;
     until_verdict(&edge, Verdict::Up).await;
-    assert_eq!(edge.get("/", &[]).await.text(), "a", "never at the start of the process");
     let address = a.address;
     drop(a);
     until_verdict(&edge, Verdict::Down).await;
-    let _a = Origin::at(address, vec![], Some(ok("a"))).await;
+    let a = Origin::at(address, vec![], Some(ok("a"))).await;
     until_verdict(&edge, Verdict::Up).await;
-    let mut served = 0;
-    for _ in 0..300 {
-        served += usize::from(edge.get("/", &[]).await.text() == "a");
-    }
-    // A tenth of its share, times 1.4.
-    assert!((15..85).contains(&served), "{served} of 300");
     let status = edge.status().await;
     assert!(status["regions"][0]["upstreams"][0]["because"].as_str().unwrap().contains("slow start"), "{status:#}");
+    for _ in 0..20 {
+        assert_eq!(edge.get("/", &[]).await.text(), "a", "one at a time is no rush");
+    }
+    // Now they stay: of forty at once it gets a tenth, times 1.4.
+    let before = a.count();
+    a.becomes(Act::Hang);
+    b.becomes(Act::Hang);
+    let mut clients = tokio::task::JoinSet::new();
+    for i in 0..40 {
+        let to = edge.address;
+        clients.spawn(async move { send(to, "GET", "/", &[], b"").await });
+        edge.until("the request is under way", |s| {
+            s.live.load().snapshot.regions.iter().map(|r| r.state.in_flight()).sum::<u32>() > i
+        })
+        .await;
+    }
+    b.came(30).await;
+    assert!((4..=7).contains(&(a.count() - before)), "{}", a.count() - before);
+    clients.abort_all();
+    while clients.join_next().await.is_some() {}
+    edge.until("they are over", |s| s.live.load().snapshot.regions.iter().all(|r| r.state.in_flight() == 0)).await;
+    assert!(edge.metric("portolan_failovers_total{from=\"a\",reason=\"slow_start\",to=\"b\"}").await >= 30.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
