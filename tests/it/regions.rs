@@ -437,6 +437,102 @@ routes: [{{ steering: {{ default: gone, failover: [local] }} }}]\n",
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_with_one_secret_know_each_others_cookies() {
+    let [a, b] = named(["a", "b"]).await;
+    let yaml = |secret: &str| {
+        format!(
+            "secret: {secret}
+regions: {{ r: {{ upstreams: [\"{}\", \"{}\"], affinity: {{ cookie: stay, max_age: 2h }} }} }}
+routes: [{{}}]\n",
+            a.url(),
+            b.url()
+        )
+    };
+    let shared = "correct-horse-battery";
+    let (one, two, other) = (
+        Portolan::start(&yaml(shared)).await,
+        Portolan::start(&yaml(shared)).await,
+        Portolan::start(&yaml("another-secret-of-mine")).await,
+    );
+    let first = one.get("/", &[]).await;
+    let cookie = first.header("set-cookie").unwrap();
+    assert!(cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax; Max-Age=7200"), "{cookie}");
+    let cookie = cookie.split(';').next().unwrap();
+    for _ in 0..10 {
+        let answer = two.get("/", &[("Cookie", cookie)]).await;
+        assert_eq!((answer.text(), answer.header("set-cookie")), (first.text(), None));
+    }
+    assert!(other.get("/", &[("Cookie", cookie)]).await.header("set-cookie").is_some(), "without it, it is nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_has_an_end_and_a_soft_limit_spills() {
+    let [home, next] = [Origin::always(Act::Hang).await, Origin::always(ok("next")).await];
+    let edge = Portolan::start(&format!(
+        "regions:
+  soft: {{ upstreams: [{{ url: \"{home}\", soft_limit: 1 }}] }}
+  hard: {{ upstreams: [\"{home}\"], max_requests: 1, queue: {{ size: 5, timeout: 50ms }} }}
+  next: {{ upstreams: [\"{}\"] }}
+routes:
+  - {{ paths: [/soft], steering: {{ default: soft, failover: [next] }} }}
+  - {{ paths: [/hard], steering: {{ default: hard }}, timeouts: {{ first_byte: 60s, total: 90s }} }}\n",
+        next.url(),
+        home = home.url()
+    ))
+    .await;
+    let address = edge.address;
+    let hold = |path| tokio::spawn(async move { send(address, "GET", path, &[], b"").await });
+    let held = hold("/hard");
+    home.came(1).await;
+    let refused = edge.get("/hard", &[]).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "its time in the queue is over");
+    // The upstream is the same, so its one request counts here too.
+    assert_eq!(edge.get("/soft", &[]).await.text(), "next");
+    held.abort();
+    edge.until("it is over", |s| s.live.load().snapshot.regions[1].state.in_flight() == 0).await;
+    home.becomes(ok("home"));
+    assert_eq!((edge.get("/soft", &[]).await.text(), edge.get("/hard", &[]).await.text()), ("home".into(), "home".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_serves_only_while_the_others_are_out() {
+    let [main, backup] = named(["main", "backup"]).await;
+    let edge = Portolan::start(&format!(
+        "regions: {{ r: {{ upstreams: [{{ url: \"{}\", backup: true }}, \"{}\"], slow_start: 0s, health_check: {{ type: tcp, interval: 40ms, fall: 1, rise: 1 }} }} }}
+routes: [{{}}]\n",
+        backup.url(),
+        main.url()
+    ))
+    .await;
+    assert_eq!(ask(&edge, 20, "/", &[]).await.len(), 1);
+    assert_eq!(backup.count(), 0);
+    let address = main.address;
+    drop(main);
+    assert_eq!(ask(&edge, 20, "/", &[]).await["backup"], 20);
+    let _main = Origin::at(address, vec![], Some(ok("main"))).await;
+    let wait = async { while edge.get("/", &[]).await.text() != "main" {} };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the main one never came back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_without_a_budget_retries_nothing_that_was_answered() {
+    let [a, b] = [Origin::always(status(503, "a")).await, Origin::always(ok("b")).await];
+    for (budget, code) in [("{ percent: 0, min_per_second: 0 }", 503), ("{ percent: 0, min_per_second: 1 }", 200)] {
+        let edge = Portolan::start(&format!(
+            "regions: {{ a: {{ upstreams: [\"{}\"] }}, b: {{ upstreams: [\"{}\"] }} }}
+routes: [{{ steering: {{ default: a, failover: [b] }}, retry: {{ budget: {budget} }} }}]\n",
+            a.url(),
+            b.url()
+        ))
+        .await;
+        let answer = edge.get("/", &[]).await;
+        assert_eq!(answer.status, code, "{budget}");
+        let skipped = edge.metric("portolan_retries_skipped_total{reason=\"budget\"}").await;
+        assert_eq!(skipped, f64::from(u8::from(code == 503)), "{budget}");
+    }
+}
+
 /// A cookie says where a client belongs, and that does not change because something had to go elsewhere once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_does_not_move_a_clients_affinity() {
