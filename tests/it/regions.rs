@@ -509,6 +509,9 @@ routes: [{{}}]\n",
     assert_eq!(backup.count(), 0);
     let address = main.address;
     drop(main);
+    // What is open when an origin ends may serve one more.
+    let wait = async { while edge.get("/", &[]).await.text() != "backup" {} };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the backup never answered");
     assert_eq!(ask(&edge, 20, "/", &[]).await["backup"], 20);
     let _main = Origin::at(address, vec![], Some(ok("main"))).await;
     let wait = async { while edge.get("/", &[]).await.text() != "main" {} };
