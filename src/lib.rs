@@ -12,7 +12,8 @@
 //! ```
 //!
 //! `decide` and everything it calls take values and return values; sockets are `proxy`'s, the work in
-//! the background is `tasks`', and `reload` swaps one snapshot for the next.
+//! the background is `tasks`', and `reload` swaps one snapshot for the next. What a reload must not lose is in
+//! `memory` (for decisions) and `state` (for the rest); what operators order for regions is in `orders`.
 
 pub mod config;
 pub mod snapshot;

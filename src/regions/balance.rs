@@ -7,8 +7,10 @@ use crate::request::unit;
 /// Hashing may give an endpoint at most this times its share of the requests at once (bounded load:
 /// Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2016).
 const BOUND: f64 = 1.25;
-/// Of two, one that is this many times as fast is better; less is noise.
+/// Of two, one that is this many times as fast is better,
 const MUCH_FASTER: u64 = 2;
+/// if it is also faster by so many microseconds; less is noise.
+const NOISE: u64 = 5_000;
 
 /// How a region balances.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +100,7 @@ fn of_two(members: &[Member], chance: u64) -> Option<Member> {
 fn is_better(a: &Member, b: &Member) -> bool {
     let load = |m: &Member| m.in_flight as f32 / m.weight.max(f32::MIN_POSITIVE);
     match (a.first_byte, b.first_byte) {
-        (Some(x), Some(y)) if x.max(y) >= x.min(y).saturating_mul(MUCH_FASTER) => {
+        (Some(x), Some(y)) if x.max(y) >= x.min(y).saturating_mul(MUCH_FASTER) && x.abs_diff(y) >= NOISE => {
             (load(a) + 1.0) * (x as f32) < (load(b) + 1.0) * (y as f32)
         }
         _ => load(a) < load(b),
@@ -217,10 +219,13 @@ mod tests {
         two[0].in_flight = 3;
         assert_eq!(counts(&Balance::LeastRequests, &two, &[], 100, |_| None), [0, 100]);
         two[0].in_flight = 0;
-        (two[0].first_byte, two[1].first_byte) = (Some(1_000), Some(1_900));
+        (two[0].first_byte, two[1].first_byte) = (Some(10_000), Some(19_000));
         near(&counts(&Balance::LeastRequests, &two, &[], 10_000, |_| None), &[0.5, 0.5]);
-        two[1].first_byte = Some(2_000);
+        two[1].first_byte = Some(20_000);
         assert_eq!(counts(&Balance::LeastRequests, &two, &[], 100, |_| None), [100, 0]);
+        (two[0].first_byte, two[1].first_byte) = (Some(500), Some(5_000));
+        near(&counts(&Balance::LeastRequests, &two, &[], 10_000, |_| None), &[0.5, 0.5]);
+        (two[0].first_byte, two[1].first_byte) = (Some(10_000), Some(20_000));
         two[0].in_flight = 9;
         assert_eq!(counts(&Balance::LeastRequests, &two, &[], 100, |_| None), [0, 100], "but not if it is swamped");
     }

@@ -30,6 +30,8 @@ use crate::signing::Key;
 pub const MAX_ADDRESSES: usize = 256;
 /// A time to first byte that was not measured for this long is not known any more.
 const FORGET: Duration = Duration::from_secs(10);
+/// From so many measurements on it is known: the first may be slow for many reasons.
+const MEASUREMENTS: u32 = 10;
 /// The share with which a slow start begins.
 const SLOW_START_FROM: f32 = 0.1;
 /// The longest `Retry-After` that is honoured by leaving an upstream alone.
@@ -100,6 +102,8 @@ pub struct Endpoint {
     /// Its time to first byte, smoothed, in microseconds, and when that was.
     first_byte: AtomicU64,
     first_byte_at: AtomicU64,
+    /// How often it was measured without a long pause.
+    measurements: AtomicU32,
 }
 
 /// May an endpoint be chosen?
@@ -139,6 +143,7 @@ impl Endpoint {
             in_flight: AtomicU32::new(0),
             first_byte: AtomicU64::new(0),
             first_byte_at: AtomicU64::new(0),
+            measurements: AtomicU32::new(0),
         }
     }
 
@@ -223,23 +228,25 @@ impl Endpoint {
         self.in_flight.load(Relaxed)
     }
 
-    /// Its time to first byte in microseconds, if it was measured lately.
+    /// Its time to first byte in microseconds, if it was measured lately and often enough.
     pub fn first_byte(&self, now: Moment) -> Option<u64> {
         let at = Moment(Duration::from_millis(self.first_byte_at.load(Relaxed)));
-        let value = self.first_byte.load(Relaxed);
-        (value > 0 && now.since(at) < FORGET).then_some(value)
+        let known = self.measurements.load(Relaxed) >= MEASUREMENTS && now.since(at) < FORGET;
+        known.then(|| self.first_byte.load(Relaxed))
     }
 
-    /// It took this long to its first byte. An exponentially weighted moving average: a twentieth of each.
+    /// It took this long to its first byte. An exponentially weighted moving average: a twentieth of each, and more
+    /// of the first ones.
     pub fn measured(&self, first_byte: Duration, now: Moment) {
         let new = u64::try_from(first_byte.as_micros()).unwrap_or(u64::MAX).max(1);
-        let value = match self.first_byte(now) {
-            Some(old) => old - old / 20 + new / 20,
-            None => new,
-        };
+        let at = Moment(Duration::from_millis(self.first_byte_at.load(Relaxed)));
+        let before = if now.since(at) < FORGET { self.measurements.load(Relaxed) } else { 0 };
+        let part = u64::from(before.saturating_add(1).min(20));
+        let old = self.first_byte.load(Relaxed);
         // Two writers may cross; an average does not mind.
-        self.first_byte.store(value.max(1), Relaxed);
+        self.first_byte.store((old - old / part + new / part).max(1), Relaxed);
         self.first_byte_at.store(now.millis(), Relaxed);
+        self.measurements.store(before.saturating_add(1), Relaxed);
     }
 }
 
@@ -466,6 +473,24 @@ mod tests {
         endpoint.active.switch(0);
         fail(30_000);
         assert_eq!(endpoint.standing(at(45_000)), Standing::TrialDue);
+    }
+
+    #[test]
+    fn a_time_to_first_byte_is_known_after_a_while_and_forgotten_after_a_pause() {
+        let state = state("http://127.0.0.1:80");
+        let endpoint = &state.endpoints()[0];
+        let ms = Duration::from_millis;
+        endpoint.measured(ms(500), at(1));
+        assert_eq!(endpoint.first_byte(at(1)), None, "once is not enough");
+        (2..200).for_each(|i| endpoint.measured(ms(10), at(i)));
+        assert!(
+            endpoint.first_byte(at(200)).is_some_and(|us| (9_900..11_000).contains(&us)),
+            "{:?}",
+            endpoint.first_byte(at(200))
+        );
+        assert_eq!(endpoint.first_byte(at(10_200)), None);
+        endpoint.measured(ms(80), at(20_000));
+        assert_eq!(endpoint.first_byte(at(20_000)), None, "it begins anew");
     }
 
     #[test]

@@ -285,10 +285,16 @@ pub async fn http2_origin(act: fn(http::Request<h2::RecvStream>, h2::server::Sen
     address
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens. It stays taken, so that no other test listens there by chance, but who wants
+/// this very address may have it.
 pub fn refused() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
+    static TAKEN: Mutex<Vec<socket2::Socket>> = Mutex::new(Vec::new());
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    TAKEN.lock().push(socket);
+    address
 }
 
 /// Waits until somebody listens there.
