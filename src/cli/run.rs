@@ -41,6 +41,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
         Err(refused @ Refused::Metrics(_)) => return Err(refused.into()),
     };
     print_problems(&warnings);
+    let stops = signals::stops()?;
     let resolving = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     resolving.block_on(async {
         signals::catch()?;
@@ -57,7 +58,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
         ready(&addresses, admin_address);
     }
     let background = state.clone();
-    server::run(state, listeners, move || control(background, reloader, admin, admin_listener, extra))?;
+    server::run(state, listeners, stops, move || control(background, reloader, admin, admin_listener, extra))?;
     Ok(Exit::Done)
 }
 

@@ -10,11 +10,12 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::Service;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::Edge;
 use super::listen::{Connections, accept};
 use crate::state::State;
+use crate::tasks::signals::Stops;
 use crate::upstream::plan::MAX_TRIES;
 
 /// Tries of one request that Pingora may loop through; the plan stops earlier.
@@ -113,18 +114,16 @@ where
 struct Stop {
     state: Arc<State>,
     connections: Connections,
+    stops: watch::Receiver<Stops>,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Stop {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-            tracing::error!("signals cannot be received");
+        let mut stops = self.stops.clone();
+        if stops.wait_for(|stops| stops.asked).await.is_err() {
+            tracing::error!("signals cannot be received any more");
             return ShutdownSignal::FastShutdown;
-        };
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
         }
         let grace = self.state.live.load().snapshot.grace;
         tracing::info!(connections = self.connections.count(), ?grace, "draining");
@@ -134,16 +133,17 @@ impl ShutdownSignalWatch for Stop {
             _ = tokio::time::sleep(grace) => {
                 tracing::warn!(connections = self.connections.count(), "the grace period is over");
             }
-            _ = int.recv() => tracing::warn!("stopped at once"),
+            _ = stops.wait_for(|stops| stops.at_once) => tracing::warn!("stopped at once"),
         }
         ShutdownSignal::FastShutdown
     }
 }
 
-/// Serves until a signal ends it. What `control` begins runs on a thread of its own.
+/// Serves until `stops` ends it. What `control` begins runs on a thread of its own.
 pub fn run<W>(
     state: Arc<State>,
     listeners: Vec<std::net::TcpListener>,
+    stops: watch::Receiver<Stops>,
     control: impl FnOnce() -> W + Send + Sync + 'static,
 ) -> std::io::Result<()>
 where
@@ -160,7 +160,7 @@ where
     }
     drop(listeners);
     server.add_service(ControlPlane(Some(control)));
-    server.run(RunArgs { shutdown_signal: Box::new(Stop { state: state.clone(), connections }) });
+    server.run(RunArgs { shutdown_signal: Box::new(Stop { state: state.clone(), connections, stops }) });
     // Runtimes are gone; what their last requests logged is not.
     state.access_log.close();
     Ok(())

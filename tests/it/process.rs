@@ -152,6 +152,18 @@ async fn the_grace_period_ends_and_a_second_sigint_does_not_wait() {
     }
 }
 
+/// A signal that comes as soon as the process says that it serves is not the end of it without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_sigterm_drains_as_well() {
+    let origin = Origin::always(ok("x")).await;
+    for _ in 0..5 {
+        let mut program = Program::run(&to(&origin.url())).await;
+        program.signal("TERM");
+        program.said("draining").await;
+        assert!(program.ended().await.success());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sighup_reloads() {
     let (one, two) = (Origin::always(ok("one")).await, Origin::always(ok("two")).await);
