@@ -12,7 +12,6 @@ use crate::regions::{Region, RegionId};
 use crate::request::{Facts, Moment, hash, hash_ip, unit};
 use crate::respond::Refusal;
 use crate::routes::{Matched, Patience, Route};
-use crate::signing::same;
 use crate::snapshot::Snapshot;
 use crate::upstream::plan::{Mode, Moved};
 use crate::upstream::{Plan, Start};
@@ -140,10 +139,7 @@ fn pinned(regions: &[Region], order: &mut Order, facts: &Facts<'_>, now: Moment)
     let named = |candidate: &Candidate| {
         let region = regions.get(usize::from(candidate.region.0))?;
         let cookie = facts.cookie(&region.affinity.as_ref()?.cookie)?;
-        let mut found = None;
-        for upstream in &region.upstreams {
-            found = found.or_else(|| upstream.state.endpoints().iter().find(|e| same(&e.tag, cookie)).cloned());
-        }
+        let found = region.upstreams.iter().find_map(|u| u.state.tagged(cookie));
         let open = !region.state.is_away(now) || region.state.keeps_clients(now);
         found.filter(|e| open && e.is_usable(now)).map(|e| (candidate.region, e.id))
     };
@@ -182,7 +178,8 @@ fn spread(
         return None;
     }
     let capacity = own.capacity(now);
-    let shares = spill::shares(order.iter().filter_map(|c| Some(region(c)?.capacity(now))));
+    let others = order.iter().skip(1).filter_map(|c| Some(region(c)?.capacity(now)));
+    let shares = spill::shares(std::iter::once(capacity).chain(others));
     let chance = if pinned { hash_ip(client.ip) } else { facts.chance };
     let drawn = spill::draw(&shares, unit(chance)).unwrap_or(0);
     let rush = || {

@@ -213,9 +213,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     }
     let facts = parsed.facts(question.ip);
     let decision = decide(snapshot, &facts, now, Mode::Peek);
-    let databases = &snapshot.databases;
-    let countries = databases.countries.as_ref().map(|d| (&d.kind, &d.path, d.built));
-    let database = countries.or(databases.cities.as_ref().map(|d| (&d.kind, &d.path, d.built)));
+    let database = snapshot.databases.source();
     let client = Client { ip: decision.client.ip, peer: question.ip, because: client_because(snapshot, &decision.client) };
     let country = Country {
         code: decision.place.country.to_string(),
@@ -226,8 +224,8 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
             (None, None) => None,
         },
         result: decision.place.lookup.label(),
-        database: database.map(|(kind, path, _)| format!("{kind} ({})", path.display())),
-        database_built: database.map(|(.., built)| humantime::format_rfc3339_seconds(built).to_string()),
+        database: database.map(|d| format!("{} ({})", d.kind, d.path.display())),
+        database_built: database.map(|d| humantime::format_rfc3339_seconds(d.built).to_string()),
     };
     let request = RequestSeen { method: parsed.method.to_string(), host: facts.host.to_owned(), path: facts.path.to_owned() };
     let route = decision.route.and_then(|matched| route(snapshot, &facts, matched));

@@ -57,9 +57,9 @@ impl Facts<'_> {
         matches!(*self.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
     }
 
-    /// Methods that change nothing (RFC 9110, section 9.2.1).
+    /// Does the request's method change nothing?
     pub fn is_safe(&self) -> bool {
-        matches!(*self.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+        is_safe(self.method)
     }
 
     /// The value of a cookie; the first if there are several.
@@ -90,6 +90,11 @@ impl Facts<'_> {
                 None => true,
             }
     }
+}
+
+/// Methods that change nothing (RFC 9110, section 9.2.1).
+pub fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
 }
 
 /// The value of the first cookie of this name in the `Cookie` headers `all`.

@@ -5,7 +5,6 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::client::place::Databases;
 use crate::config::problem::ProblemJson;
 use crate::orders::Kept;
 use crate::regions::endpoint::{Endpoint, describe};
@@ -142,7 +141,11 @@ impl Status {
                 last_reload_trigger: reload.trigger,
                 problems: reload.problems,
             },
-            country_database: database(&snapshot.databases),
+            country_database: snapshot.databases.source().map(|d| DatabaseStatus {
+                kind: d.kind.to_owned(),
+                path: d.path.display().to_string(),
+                built: time(d.built),
+            }),
             regions: snapshot.regions.iter().map(|region| RegionStatus::of(region, &orders, now)).collect(),
             routes: snapshot
                 .routes
@@ -159,13 +162,6 @@ impl Status {
 
 fn time(t: SystemTime) -> String {
     humantime::format_rfc3339_seconds(t).to_string()
-}
-
-/// The database that countries come from.
-fn database(databases: &Databases) -> Option<DatabaseStatus> {
-    let countries = databases.countries.as_ref().map(|d| (&d.kind, &d.path, d.built));
-    let (kind, path, built) = countries.or(databases.cities.as_ref().map(|d| (&d.kind, &d.path, d.built)))?;
-    Some(DatabaseStatus { kind: kind.clone(), path: path.display().to_string(), built: time(built) })
 }
 
 impl RegionStatus {

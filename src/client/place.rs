@@ -1,7 +1,9 @@
 //! Where the client is, by the databases that there are.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::atlas::{self, Point};
 use super::city::CityDatabase;
@@ -30,7 +32,27 @@ pub struct Place {
     pub city: Option<Point>,
 }
 
+/// The database that countries come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// What its makers call it.
+    pub kind: &'a str,
+    /// The file.
+    pub path: &'a Path,
+    /// When its makers built it.
+    pub built: SystemTime,
+}
+
 impl Databases {
+    /// The database that countries come from, if there is one.
+    pub fn source(&self) -> Option<Source<'_>> {
+        match (&self.countries, &self.cities) {
+            (Some(db), _) => Some(Source { kind: &db.kind, path: &db.path, built: db.built }),
+            (None, Some(db)) => Some(Source { kind: &db.kind, path: &db.path, built: db.built }),
+            (None, None) => None,
+        }
+    }
+
     /// Where `ip` is.
     pub fn lookup(&self, ip: IpAddr) -> Place {
         let city = self.cities.as_ref().map(|db| db.lookup(ip));

@@ -335,9 +335,7 @@ impl Metrics {
             }
         }
         self.learned_areas.set(i64::try_from(learned_areas).unwrap_or(i64::MAX));
-        let databases = &live.snapshot.databases;
-        let built = databases.countries.as_ref().map(|d| d.built).or(databases.cities.as_ref().map(|d| d.built));
-        let built = built.and_then(|built| built.duration_since(UNIX_EPOCH).ok());
+        let built = live.snapshot.databases.source().and_then(|d| d.built.duration_since(UNIX_EPOCH).ok());
         self.database_built.set(built.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0)));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -93,11 +93,6 @@ impl Context {
         self.live.snapshot.route(self.decision.as_ref()?.route?.route)
     }
 
-    /// Does the request's method change nothing?
-    pub fn safe(&self, session: &Session) -> bool {
-        facts(session, false).is_safe()
-    }
-
     /// What `policy: latency` learns from the request's answers.
     fn learn(&self) {
         let Some(areas) = self.decision.as_ref().and_then(|d| d.learns) else { return };

@@ -13,6 +13,7 @@ use super::facts::{cookie, host, peer};
 use crate::decide::WROTE;
 use crate::regions::Affinity;
 use crate::regions::steering::Why;
+use crate::request::is_safe;
 use crate::respond::headers::{Pass, RESPONSE_HOP_BY_HOP, pass};
 use crate::routes::Route;
 use crate::signing::same;
@@ -109,7 +110,7 @@ pub fn set_cookies(session: &Session, response: &mut ResponseHeader, ctx: &Conte
 fn wrote(session: &Session, plan: &Plan, route: &Route, ctx: &Context) -> Option<String> {
     let span = route.steering.writes.as_ref()?.read_your_writes?;
     let written = plan.tries.last()?.outcome.status().is_some_and(|status| status < 400);
-    if ctx.safe(session) || !written {
+    if is_safe(&session.req_header().method) || !written {
         return None;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -137,7 +138,7 @@ fn affinity(session: &Session, plan: &Plan, ctx: &Context) -> Option<String> {
     }
     // Its own upstream may only be away for a while, or in a region that is not asked this time.
     let mut upstreams = ctx.live.snapshot.upstreams().map(|(_, upstream)| upstream);
-    let known = !has.is_empty() && upstreams.any(|u| u.state.endpoints().iter().any(|e| same(&e.tag, has)));
+    let known = !has.is_empty() && upstreams.any(|u| u.state.tagged(has).is_some());
     (*permanent || !known).then(|| format!("{name}={}{attributes}", endpoint.tag))
 }
 

@@ -75,18 +75,10 @@ impl Balance {
 
 /// Random by weight, with one member left out.
 fn draw(members: &[Member], without: Option<usize>, chance: f32) -> Option<usize> {
-    let weight = |(i, m): (usize, &Member)| if Some(i) == without { 0.0 } else { m.weight };
-    let sum: f32 = members.iter().enumerate().map(weight).sum();
-    let mut left = sum * chance;
-    let mut last = None;
-    for (i, member) in members.iter().enumerate().filter(|(i, _)| Some(*i) != without) {
-        last = Some(i);
-        if left < member.weight {
-            break;
-        }
-        left -= member.weight;
-    }
-    last
+    let weight = move |(i, m): (usize, &Member)| if Some(i) == without { 0.0 } else { m.weight };
+    let weights = members.iter().enumerate().map(weight);
+    let sum: f32 = weights.clone().sum();
+    super::draw(weights, sum * chance)
 }
 
 fn of_two(members: &[Member], chance: u64) -> Option<Member> {

@@ -24,7 +24,7 @@ use super::active::{Active, Verdict};
 use super::health::{self, Health};
 use crate::config::units::UpstreamUrl;
 use crate::request::Moment;
-use crate::signing::Key;
+use crate::signing::{Key, same};
 
 /// Addresses of one name that are used; the rest of a longer answer is not.
 pub const MAX_ADDRESSES: usize = 256;
@@ -362,6 +362,11 @@ impl UpstreamState {
     /// Where it listens.
     pub fn endpoints(&self) -> arc_swap::Guard<Arc<Vec<Arc<Endpoint>>>> {
         self.endpoints.load()
+    }
+
+    /// The endpoint that a cookie stands for.
+    pub fn tagged(&self, tag: &str) -> Option<Arc<Endpoint>> {
+        self.endpoints.load().iter().find(|e| same(&e.tag, tag)).cloned()
     }
 
     /// Is there an address to connect to?

@@ -190,6 +190,20 @@ impl Region {
     }
 }
 
+/// The position at which weights, added up, exceed `point`; the last one that weighs anything if none does.
+fn draw(weights: impl Iterator<Item = f32>, point: f32) -> Option<usize> {
+    let mut left = point;
+    let mut last = None;
+    for (i, weight) in weights.enumerate().filter(|(_, weight)| *weight > 0.0) {
+        last = Some(i);
+        if left < weight {
+            break;
+        }
+        left -= weight;
+    }
+    last
+}
+
 /// Weights, added up.
 #[derive(Default)]
 struct Sums {

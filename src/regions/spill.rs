@@ -51,16 +51,7 @@ pub fn shares(regions: impl Iterator<Item = Capacity>) -> SmallVec<[f32; 8]> {
 
 /// The region in whose share `chance` (0 to 1) falls; nothing if nothing is usable.
 pub fn draw(shares: &[f32], chance: f32) -> Option<usize> {
-    let mut left = chance;
-    let mut last = None;
-    for (i, share) in shares.iter().enumerate().filter(|(_, share)| **share > 0.0) {
-        last = Some(i);
-        if left < *share {
-            break;
-        }
-        left -= share;
-    }
-    last
+    super::draw(shares.iter().copied(), chance)
 }
 
 /// May a region that is in slow start take one more request, of `all` that are under way? Slow start is there

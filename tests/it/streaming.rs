@@ -202,6 +202,29 @@ fn certificates(name: &str) -> (rcgen::Certificate, rcgen::Certificate, rcgen::K
     (ca, leaf, key)
 }
 
+/// An origin that answers everything with `body`, over TLS.
+async fn tls_origin(config: tokio_rustls::rustls::ServerConfig, body: &'static str) -> std::net::SocketAddr {
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                    let mut buffer = [0; 4096];
+                    while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                        let _ = stream.write_all(answer.as_bytes()).await;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_upstreams_are_verified() {
     use std::sync::Arc;
@@ -214,23 +237,7 @@ async fn tls_upstreams_are_verified() {
         .with_no_client_auth()
         .with_single_cert(vec![leaf.der().clone()], pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
         .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                if let Ok(mut stream) = acceptor.accept(stream).await {
-                    let mut buffer = [0; 4096];
-                    while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
-                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntls").await;
-                    }
-                }
-            });
-        }
-    });
+    let address = tls_origin(config, "tls").await;
     let dir = tempfile::TempDir::new().unwrap();
     std::fs::write(dir.path().join("ca.pem"), ca.pem()).unwrap();
     let (other, ..) = certificates("origin.example.com");
@@ -270,22 +277,7 @@ async fn a_certificate_is_shown_to_upstreams_that_ask_for_one() {
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![leaf.der().clone()], pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
         .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                if let Ok(mut stream) = acceptor.accept(stream).await {
-                    let mut buffer = [0; 4096];
-                    while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
-                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nmtls").await;
-                    }
-                }
-            });
-        }
-    });
+    let address = tls_origin(config, "mtls").await;
     let dir = tempfile::TempDir::new().unwrap();
     let file = |name: &str, text: String| {
         let path = dir.path().join(name);
