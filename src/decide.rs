@@ -131,7 +131,7 @@ fn wrote(snapshot: &Snapshot, route: &Route, facts: &Facts<'_>) -> bool {
     let until = facts.cookie(WROTE).and_then(|signed| snapshot.key.open(WROTE, signed)).and_then(|text| text.parse::<u64>().ok());
     // A cookie from before a shorter `read_your_writes` came into force does not outlive it.
     let longest = writes.read_your_writes.map_or(0, |span| span.as_secs() + 2);
-    until.is_some_and(|until| until > facts.unix && until - facts.unix <= longest)
+    until.is_some_and(|until| until > facts.time.as_secs() && until - facts.time.as_secs() <= longest)
 }
 
 /// The endpoint that the client's cookie names, if it may be used; its region comes first then.

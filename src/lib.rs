@@ -18,6 +18,8 @@
 pub mod config;
 pub mod snapshot;
 
+pub mod lists;
+
 pub mod client;
 pub mod decide;
 pub mod explain;
@@ -27,6 +29,7 @@ pub mod regions;
 pub mod request;
 pub mod respond;
 pub mod routes;
+pub mod rules;
 pub mod signing;
 pub mod upstream;
 

@@ -70,7 +70,7 @@ pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Fai
     let cities =
         gathered.database(at, client.city_database.as_ref(), key, "city", &known.cities, |db| &db.path, CityDatabase::new);
     gathered.resources.databases =
-        Databases { countries: countries.as_ref().map(|(_, db)| db.clone()), cities: cities.as_ref().map(|(_, db)| db.clone()) };
+        Databases { countries: countries.as_ref().map(|(_, db)| db.clone()), cities: cities.as_ref().map(|(_, db)| db.clone()), systems: None };
     let known = Known { countries, cities };
     gathered.certificates(paths, &loaded.config);
     if let Some(dir) = &mut loaded.config.state_dir {

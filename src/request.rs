@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, Version, header};
 
 /// Bodies up to this many bytes can be sent again; it is Pingora's buffer.
 pub const REPLAYABLE_BODY: u64 = 64 << 10;
@@ -41,14 +41,35 @@ pub struct Facts<'a> {
     pub host: &'a str,
     /// The path as the client sent it, without the query.
     pub path: &'a str,
+    /// The query as the client sent it, without the `?`.
+    pub query: Option<&'a str>,
+    /// The version of HTTP.
+    pub version: Version,
+    /// The client came over TLS.
+    pub tls: bool,
     /// The headers as the client sent them.
     pub headers: &'a HeaderMap,
     /// The request has a body, or may have one.
     pub has_body: bool,
-    /// The time of day, as seconds since 1970: cookies carry it, for their readers may be other processes.
-    pub unix: u64,
+    /// The body, as far as it was read; `None` while nobody asked for it.
+    pub body: Option<Body<'a>>,
+    /// The name that this request gets, unless a trusted proxy gave it one.
+    pub request_id: &'a str,
+    /// The time of day, since 1970: cookies carry it, for their readers may be other processes.
+    pub time: Duration,
     /// A random number, the request's own. With it everything that follows is settled.
     pub chance: u64,
+}
+
+/// A body, as far as it was read.
+#[derive(Debug, Clone, Copy)]
+pub struct Body<'a> {
+    /// Its beginning.
+    pub bytes: &'a [u8],
+    /// There is more.
+    pub truncated: bool,
+    /// How long it is as a whole, in bytes; if nobody said so, how much was read.
+    pub size: u64,
 }
 
 impl Facts<'_> {
@@ -101,6 +122,26 @@ pub fn is_safe(method: &Method) -> bool {
 pub fn cookie<'a>(all: impl Iterator<Item = &'a header::HeaderValue>, name: &str) -> Option<&'a str> {
     let mut pairs = all.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(n, _)| *n == name).map(|(_, value)| value.trim_matches('"'))
+}
+
+/// Is this request id fit to be passed on and logged: 1 to 128 visible ASCII characters?
+pub fn is_request_id(value: &[u8]) -> bool {
+    (1..=128).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
+}
+
+/// What a header of preferences (RFC 9110, section 12.5) accepts, the best first, each with its weight in
+/// thousandths. `*`, and what weighs nothing, is left out.
+pub fn accepted<'h>(all: impl Iterator<Item = &'h str>) -> impl Iterator<Item = (&'h str, u16)> {
+    let one = |item: &'h str| {
+        let mut parts = item.split(';').map(str::trim);
+        let name = parts.next().filter(|n| !n.is_empty() && *n != "*")?;
+        let weight = parts.find_map(|p| p.strip_prefix("q=").or_else(|| p.strip_prefix("Q=")));
+        let weight = weight.map_or(Some(1.0), |q| q.trim().parse::<f32>().ok()).filter(|q| (0.0..=1.0).contains(q))?;
+        Some((name, (weight * 1_000.0) as u16)).filter(|(_, weight)| *weight > 0)
+    };
+    let mut accepted: Vec<_> = all.flat_map(|v| v.split(',')).filter_map(one).collect();
+    accepted.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
+    accepted.into_iter()
 }
 
 /// A hash that is the same in every process: FNV-1a, then mixed.
@@ -157,22 +198,44 @@ mod tests {
         }
     }
 
+    fn facts<'a>(method: &'a Method, headers: &'a HeaderMap, has_body: bool) -> Facts<'a> {
+        Facts {
+            peer: IpAddr::from([127, 0, 0, 1]),
+            method,
+            host: "",
+            path: "/",
+            query: None,
+            version: Version::HTTP_11,
+            tls: false,
+            headers,
+            has_body,
+            body: None,
+            request_id: "",
+            time: Duration::ZERO,
+            chance: 0,
+        }
+    }
+
+    #[test]
+    fn preferences() {
+        let all = |header| accepted(std::iter::once(header)).map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(all("da, en-GB;q=0.8, *;q=0.1, en ;q=0.9, xx;q=0"), ["da", "en", "en-GB"]);
+        assert_eq!(all("fr;q=nonsense,, de;q=2, it;Q=1"), ["it"]);
+    }
+
+    #[test]
+    fn request_ids() {
+        assert!(is_request_id(b"abc-123"));
+        assert!(!is_request_id(b"") && !is_request_id(b"a b") && !is_request_id(&[b'a'; 129]) && !is_request_id(b"\xff"));
+    }
+
     #[test]
     fn cookies() {
         let headers: HeaderMap = [("cookie", "a=1; b=2"), ("cookie", "c=\"x=y\";a=3")]
             .map(|(k, v)| (http::HeaderName::from_static(k), header::HeaderValue::from_static(v)))
             .into_iter()
             .collect();
-        let facts = Facts {
-            peer: IpAddr::from([127, 0, 0, 1]),
-            method: &Method::GET,
-            host: "",
-            path: "/",
-            headers: &headers,
-            has_body: false,
-            unix: 0,
-            chance: 0,
-        };
+        let facts = facts(&Method::GET, &headers, false);
         for (name, value) in [("a", Some("1")), ("b", Some("2")), ("c", Some("x=y")), ("d", None), ("", None)] {
             assert_eq!(facts.cookie(name), value, "{name}");
         }
@@ -185,17 +248,7 @@ mod tests {
                 .iter()
                 .map(|(k, v)| (header::HeaderName::from_static(k), v.parse().unwrap_or(header::HeaderValue::from_static(""))))
                 .collect();
-            Facts {
-                peer: IpAddr::from([127, 0, 0, 1]),
-                method: &method,
-                host: "",
-                path: "/",
-                headers: &headers,
-                has_body,
-                unix: 0,
-                chance: 0,
-            }
-            .is_patient()
+            facts(&method, &headers, has_body).is_patient()
         };
         assert!(!case(Method::GET, &[], false));
         assert!(case(Method::GET, &[("upgrade", "WebSocket")], false));

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use portolan::config::Paths;
-use portolan::config::tree::{Node, Value};
+use portolan::config::tree::Node;
 use portolan::explain::{Question, explain};
 use portolan::memory::Memory;
 use portolan::reload::{Known, build};
@@ -53,22 +53,10 @@ fn tables() {
     assert!(cases > 10);
 }
 
-fn json(node: &Node) -> serde_json::Value {
-    use serde_json::Value as Json;
-    match &node.value {
-        Value::Null => Json::Null,
-        Value::Bool(value) => Json::Bool(*value),
-        Value::Number(number) => Json::Number(number.clone()),
-        Value::Text(text) => Json::String(text.value.clone()),
-        Value::List(items) => items.iter().map(json).collect(),
-        Value::Map(entries) => entries.iter().map(|e| (e.key.clone(), json(&e.node))).collect(),
-    }
-}
-
 fn run(file: &Path, dir: &Path) -> usize {
     let source = portolan::config::problem::Source { path: file.to_owned(), text: std::fs::read_to_string(file).unwrap() };
     let tree = Node::parse(&Arc::new(source)).unwrap();
-    let table: Table = serde_json::from_value(json(&tree)).unwrap();
+    let table: Table = serde_json::from_value(common::json(&tree)).unwrap();
     let config = tempfile::NamedTempFile::new_in(dir.parent().unwrap().join("config")).unwrap();
     std::fs::write(config.path(), table.config.to_string()).unwrap();
     let paths = Paths { file: config.path().to_owned(), environment: None };
@@ -79,6 +67,7 @@ fn run(file: &Path, dir: &Path) -> usize {
             method: case.method.clone().unwrap_or("GET".to_owned()),
             url: case.url.clone(),
             headers: case.headers.clone(),
+            body: None,
             down: case.down.clone(),
         };
         let got = explain(&built.snapshot, &question, Moment::default()).unwrap();
@@ -105,3 +94,5 @@ fn run(file: &Path, dir: &Path) -> usize {
     }
     table.cases.len()
 }
+
+mod common;

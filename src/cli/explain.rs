@@ -26,6 +26,9 @@ pub struct Explain {
     /// A request header, as in curl; may be given several times
     #[arg(short = 'H', long = "header", value_name = "K: V", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// A request body, for rules that look at it
+    #[arg(long, short = 'd', value_name = "TEXT")]
+    data: Option<String>,
     /// Take this region for unreachable; may be given several times
     #[arg(long, value_name = "REGION")]
     down: Vec<String>,
@@ -43,7 +46,7 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 impl Explain {
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { config, ip, method, headers, down, json, url } = self;
+        let Self { config, ip, method, headers, data, down, json, url } = self;
         let paths = config.paths();
         // With `secret` in the configuration cookies that a running process signed can be understood.
         let secret = config::load(&paths).ok().and_then(|loaded| loaded.config.secret);
@@ -60,7 +63,7 @@ impl Explain {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let resolver = Resolver::new(built.config.resolver.servers.iter().map(|a| a.0).collect());
         runtime.block_on(resolver.resolve_new(&memory.upstreams()));
-        let question = Question { ip, method, url, headers, down };
+        let question = Question { ip, method, url, headers, body: data, down };
         match explain(&built.snapshot, &question, Moment::default()) {
             Ok(explanation) if json => print(&serde_json::to_string_pretty(&explanation)?),
             Ok(explanation) => print(explanation.to_string().trim_end()),

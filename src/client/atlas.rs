@@ -49,6 +49,20 @@ pub fn countries_of(continent: Continent) -> impl Iterator<Item = Country> {
     COUNTRIES.iter().filter(move |(_, c, _)| *c == continent).map(|(country, ..)| *country)
 }
 
+/// The continent of `country`.
+pub fn continent(country: Country) -> Option<Continent> {
+    let i = COUNTRIES.binary_search_by_key(&country, |(c, ..)| *c).ok()?;
+    COUNTRIES.get(i).map(|(_, continent, _)| *continent)
+}
+
+/// Members of the European Union (2026).
+const EUROPEAN_UNION: &str = "AT BE BG CY CZ DE DK EE ES FI FR GR HR HU IE IT LT LU LV MT NL PL PT RO SE SI SK";
+
+/// Is `country` a member of the European Union?
+pub fn is_in_european_union(country: Country) -> bool {
+    EUROPEAN_UNION.split(' ').any(|code| code == country.as_str())
+}
+
 /// The centre of `country`.
 pub fn centre(country: Country) -> Option<Point> {
     let i = COUNTRIES.binary_search_by_key(&country, |(c, ..)| *c).ok()?;

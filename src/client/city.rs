@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use maxminddb::{MaxMindDbError, PathElement, Reader};
+use maxminddb::PathElement::{Index, Key};
+use maxminddb::{MaxMindDbError, Reader};
 
 use super::address::{canonical, is_special};
 use super::atlas::Point;
@@ -75,8 +76,28 @@ impl CityDatabase {
     }
 }
 
+impl CityDatabase {
+    /// A text of the record of `ip`; steps that are numbers are positions. Nothing if it is not there.
+    pub fn text(&self, ip: IpAddr, path: &[&str]) -> Option<&str> {
+        let steps: Vec<_> = path.iter().map(|step| step.parse().map_or(Key(step), Index)).collect();
+        self.record(ip)?.decode_path(&steps).ok()?
+    }
+
+    /// A number of the `location` of `ip`. Nothing if it is not there.
+    pub fn number(&self, ip: IpAddr, name: &str) -> Option<f64> {
+        let path = [Key("location"), Key(name)];
+        let record = self.record(ip)?;
+        // Databases keep whole numbers as such.
+        record.decode_path::<f64>(&path).ok().flatten().or_else(|| record.decode_path::<u16>(&path).ok()?.map(f64::from))
+    }
+
+    fn record(&self, ip: IpAddr) -> Option<Record<'_>> {
+        let ip = canonical(ip);
+        if is_special(ip) { None } else { self.reader.lookup(ip).ok() }
+    }
+}
+
 fn read(record: &Record<'_>) -> Result<City, MaxMindDbError> {
-    use PathElement::{Index, Key};
     let country = record.decode_path::<&str>(&[Key("country"), Key("iso_code")])?;
     let subdivision = record.decode_path::<&str>(&[Key("subdivisions"), Index(0), Key("iso_code")])?;
     let latitude = record.decode_path::<f64>(&[Key("location"), Key("latitude")])?;

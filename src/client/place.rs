@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::asn::AsnDatabase;
 use super::atlas::{self, Point};
 use super::city::CityDatabase;
 use super::country::{CountryDatabase, LookupResult};
@@ -17,6 +18,8 @@ pub struct Databases {
     pub countries: Option<Arc<CountryDatabase>>,
     /// Addresses to subdivisions and coordinates, and to countries where there is no other.
     pub cities: Option<Arc<CityDatabase>>,
+    /// Addresses to autonomous systems.
+    pub systems: Option<Arc<AsnDatabase>>,
 }
 
 /// Where a client is.
@@ -51,6 +54,21 @@ impl Databases {
             (None, Some(db)) => Some(Source { kind: &db.kind, path: &db.path, built: db.built }),
             (None, None) => None,
         }
+    }
+
+    /// The number of the autonomous system that `ip` belongs to.
+    pub fn asn(&self, ip: IpAddr) -> Option<u32> {
+        self.systems.as_ref()?.lookup(ip)
+    }
+
+    /// A text of the city database, such as `["city", "names", "en"]`.
+    pub fn city_text(&self, ip: IpAddr, path: &[&str]) -> Option<&str> {
+        self.cities.as_ref()?.text(ip, path)
+    }
+
+    /// A number of the city database's `location`.
+    pub fn city_number(&self, ip: IpAddr, name: &str) -> Option<f64> {
+        self.cities.as_ref()?.number(ip, name)
     }
 
     /// Where `ip` is.

@@ -445,6 +445,21 @@ impl FromStr for Continent {
     }
 }
 
+impl Continent {
+    /// The code as text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AF => "AF",
+            Self::AN => "AN",
+            Self::AS => "AS",
+            Self::EU => "EU",
+            Self::NA => "NA",
+            Self::OC => "OC",
+            Self::SA => "SA",
+        }
+    }
+}
+
 impl fmt::Display for Continent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self:?}")

@@ -8,7 +8,7 @@ use pingora::proxy::Session;
 
 use super::edge::{Context, REQUEST_ID};
 use crate::respond::Refusal;
-use crate::respond::headers::is_request_id;
+use crate::request::is_request_id;
 
 /// Sends an answer of ours.
 pub async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) -> Result<()> {

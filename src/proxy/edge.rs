@@ -142,7 +142,7 @@ impl ProxyHttp for Edge {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
         let has_body = !session.as_downstream_mut().is_body_empty();
-        let decision = decide(&ctx.live.snapshot, &facts(session, has_body), ctx.started, Mode::Commit);
+        let decision = decide(&ctx.live.snapshot, &facts(session, has_body, None, "-"), ctx.started, Mode::Commit);
         ctx.request_id = request_id(session, decision.client.trusted_peer);
         let refusal = match &decision.next {
             Next::Refuse(refusal) => Some(*refusal),

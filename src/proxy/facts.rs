@@ -6,19 +6,25 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::header;
 use pingora::proxy::Session;
 
-use crate::request::Facts;
+use crate::request::{Body, Facts};
 
 /// The facts of a request. An address that the socket does not tell is 0.0.0.0, which nobody trusts.
-pub fn facts<'a>(session: &'a Session, has_body: bool) -> Facts<'a> {
+pub fn facts<'a>(session: &'a Session, has_body: bool, body: Option<Body<'a>>, request_id: &'a str) -> Facts<'a> {
     let request = session.req_header();
     Facts {
         peer: peer(session),
         method: &request.method,
         host: host(session),
         path: request.uri.path(),
+        query: request.uri.query(),
+        version: request.version,
+        // Listeners with TLS do not exist yet.
+        tls: false,
         headers: &request.headers,
         has_body,
-        unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        body,
+        request_id,
+        time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
         chance: fastrand::u64(..),
     }
 }

@@ -80,11 +80,6 @@ fn is_identity(name: &str) -> bool {
     IDENTITY.iter().any(|known| same(known, name))
 }
 
-/// Is this request id fit to be passed on and logged: 1 to 128 visible ASCII characters?
-pub fn is_request_id(value: &[u8]) -> bool {
-    (1..=128).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
-}
-
 /// Response headers that speak of one connection only (RFC 9110, section 7.6.1). `Connection`,
 /// `Transfer-Encoding` and `Upgrade` frame the message and stay in Pingora's hands.
 pub const RESPONSE_HOP_BY_HOP: [&str; 4] = ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"];
@@ -112,11 +107,5 @@ mod tests {
         for name in ["accept", "cookie", "x-api-key", "x-custom", "content-type", "portolano"] {
             assert_eq!(pass(name, false), Pass::Keep, "{name}");
         }
-    }
-
-    #[test]
-    fn request_ids() {
-        assert!(is_request_id(b"abc-123"));
-        assert!(!is_request_id(b"") && !is_request_id(b"a b") && !is_request_id(&[b'a'; 129]) && !is_request_id(b"\xff"));
     }
 }

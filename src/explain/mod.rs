@@ -1,50 +1,26 @@
 //! What would happen to a request, step by step and why. It asks the same [`decide`] and the same
 //! [`Plan`](crate::upstream::Plan) as traffic does, only with [`Mode::Peek`]: nothing is counted or spent.
 
-use std::fmt::{self, Write};
-use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+mod question;
+mod regions;
+mod text;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+pub use question::{Asked, Question};
+use regions::{moved, regions};
 
 use crate::client::address::{ClientAddress, Source};
-use crate::client::place::Place;
 use crate::decide::{Next, decide};
-use crate::regions::balance::{Balance, Field};
-use crate::regions::endpoint::{Address, Endpoint};
-use crate::regions::spill;
-use crate::regions::steering::Why;
-use crate::regions::{Region, RegionId};
-use crate::request::{Facts, Moment, hash_ip};
+use crate::regions::RegionId;
+use crate::request::{Facts, Moment};
 use crate::respond::Refusal;
 use crate::routes::{HostMatch, Matched, Patience, Router};
 use crate::snapshot::Snapshot;
-use crate::upstream::plan::{Mode, Moved, upstream};
+use crate::upstream::plan::{Mode, upstream};
 use crate::upstream::{Backends, Failure, Outcome, Plan, Sent, Verdict};
-
-/// The request to explain; also the body of `POST /explain`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Question {
-    /// The address that connects: the client, or a proxy in front.
-    pub ip: IpAddr,
-    /// The method.
-    #[serde(default = "get")]
-    pub method: String,
-    /// `http://host/path`, or a path.
-    pub url: String,
-    /// Headers as name and value.
-    #[serde(default)]
-    pub headers: Vec<(String, String)>,
-    /// Regions to take for unreachable.
-    #[serde(default)]
-    pub down: Vec<String>,
-}
-
-fn get() -> String {
-    "GET".to_owned()
-}
 
 /// The journey of a request.
 #[derive(Debug, Serialize)]
@@ -202,7 +178,7 @@ pub struct Answer {
 
 /// Explains `question`; an error says what of it cannot be understood.
 pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<Explanation, String> {
-    let parsed = Parsed::new(question)?;
+    let parsed = Asked::new(question)?;
     let mut down = Vec::new();
     for name in &question.down {
         let id = snapshot.region_named(name).ok_or_else(|| {
@@ -211,7 +187,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         })?;
         down.push(id);
     }
-    let facts = parsed.facts(question.ip);
+    let facts = parsed.facts(question.ip, usize::MAX);
     let decision = decide(snapshot, &facts, now, Mode::Peek);
     let database = snapshot.databases.source();
     let client = Client { ip: decision.client.ip, peer: question.ip, because: client_because(snapshot, &decision.client) };
@@ -263,42 +239,6 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     Ok(explanation)
 }
 
-struct Parsed {
-    method: Method,
-    host: String,
-    path: String,
-    headers: HeaderMap,
-}
-
-impl Parsed {
-    fn new(question: &Question) -> Result<Self, String> {
-        let method = question.method.parse::<Method>().map_err(|_| format!("`{}` is no method", question.method))?;
-        let uri = question.url.parse::<http::Uri>().map_err(|e| format!("`{}` is no URL: {e}", question.url))?;
-        let mut headers = HeaderMap::new();
-        for (name, value) in &question.headers {
-            let name: HeaderName = name.parse().map_err(|_| format!("`{name}` is no header name"))?;
-            let value = HeaderValue::from_str(value).map_err(|_| format!("the value of `{name}` cannot be sent"))?;
-            headers.append(name, value);
-        }
-        let host = match (uri.authority(), headers.get(http::header::HOST)) {
-            (_, Some(host)) => host.to_str().unwrap_or_default().to_owned(),
-            (Some(authority), None) => authority.to_string(),
-            (None, None) => String::new(),
-        };
-        let path = if uri.path().is_empty() { "/".to_owned() } else { uri.path().to_owned() };
-        Ok(Self { method, host, path, headers })
-    }
-
-    fn facts(&self, peer: IpAddr) -> Facts<'_> {
-        let has_body = self.headers.get(http::header::CONTENT_LENGTH).is_some_and(|l| l != "0")
-            || self.headers.contains_key(http::header::TRANSFER_ENCODING);
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        // The same question has the same answer: the client's draw is made of its address.
-        let chance = hash_ip(peer);
-        Facts { peer, method: &self.method, host: &self.host, path: &self.path, headers: &self.headers, has_body, unix, chance }
-    }
-}
-
 fn client_because(snapshot: &Snapshot, client: &ClientAddress) -> String {
     let header = &snapshot.trust.header;
     let hops = |n: u32| if n == 1 { "1 trusted hop".to_owned() } else { format!("{n} trusted hops") };
@@ -334,111 +274,6 @@ fn shown(facts: &Facts<'_>, matched: Matched) -> String {
         None | Some("") => format!("{host}, any path"),
         Some(prefix) => format!("{host}, path prefix {prefix}"),
     }
-}
-
-fn regions(
-    snapshot: &Snapshot,
-    plan: &Plan,
-    place: &Place,
-    down: &[RegionId],
-    now: Moment,
-    learned: &dyn Fn(&Region) -> Option<f32>,
-) -> Vec<RegionPlace> {
-    let country = place.country;
-    let because = |i: usize, why: Why, region: &Region| {
-        let nth = plan.order.iter().take(i).filter(|c| c.why == why).count() + 1;
-        match why {
-            Why::Subdivision => format!("steering.countries.{} names it, place {nth}", place.area()),
-            Why::Country => format!("steering.countries.{country} names it, place {nth}"),
-            Why::Continent => format!("steering.continents names it for {country}'s continent, place {nth}"),
-            Why::Default => format!("steering.default names it, place {nth}, and {country} is not listed"),
-            Why::Weighted => format!("drawn by steering.weights, place {nth}"),
-            Why::Proximity => {
-                let far =
-                    place.point().zip(region.location).map(|(client, region)| format!(", {:.0} km", client.distance(region)));
-                format!("by distance from the client, place {nth}{}", far.unwrap_or_default())
-            }
-            Why::Latency => {
-                let checks =
-                    || region.state.check_time().map(|t| format!(", {:.1} ms in health checks", t.as_secs_f64() * 1_000.0));
-                let ms = learned(region).map(|ms| format!(", {ms:.1} ms")).or_else(checks);
-                format!("by the time to first byte that was learned, place {nth}{}", ms.unwrap_or(", nothing yet".to_owned()))
-            }
-            Why::Exploration => "tried out, so that something is learned".to_owned(),
-            Why::Failover => format!("steering.failover, place {nth} of those not named above"),
-            Why::Writes => "steering.writes: the method is unsafe".to_owned(),
-            Why::WritesFailover => format!("steering.writes_failover, place {nth}"),
-            Why::ReadYourWrites => "steering.writes: the client wrote just now".to_owned(),
-            Why::Preferred => format!("the client prefers it, place {nth}"),
-            Why::Forced => format!("the client insists on it, place {nth}"),
-            Why::Affinity => "the client's affinity cookie names an upstream in it".to_owned(),
-            Why::Replay => "an upstream asked for it".to_owned(),
-        }
-    };
-    let state = |id: RegionId, endpoint: &Endpoint| match down.contains(&id) {
-        true => "down (assumed)".to_owned(),
-        false => {
-            let (word, why) = crate::regions::endpoint::describe(endpoint, now);
-            let fine = word == "usable" && endpoint.health.counts().0 == 0;
-            if fine { word.to_owned() } else { format!("{word}: {why}") }
-        }
-    };
-    let shares = spill::shares(plan.candidates(&snapshot.regions).map(|(_, region)| region.capacity(now)));
-    let seen = |(i, (id, region)): (usize, (RegionId, &Region))| {
-        let mut upstreams = Vec::new();
-        for upstream in &region.upstreams {
-            let endpoints = upstream.state.endpoints();
-            let url = |address: &Address| match upstream.url.needs_dns() {
-                true => format!("{} ({address})", upstream.url),
-                false => upstream.url.to_string(),
-            };
-            if endpoints.is_empty() {
-                upstreams.push(UpstreamSeen { url: upstream.url.to_string(), state: "unresolved".to_owned() });
-            }
-            upstreams.extend(endpoints.iter().map(|e| UpstreamSeen { url: url(&e.address), state: state(id, e) }));
-        }
-        RegionPlace {
-            name: region.name.to_string(),
-            because: plan.order.get(i).map(|c| because(i, c.why, region)).unwrap_or_default(),
-            share: shares.get(i).copied().unwrap_or_default(),
-            inside: inside(region, now),
-            upstreams,
-        }
-    };
-    plan.candidates(&snapshot.regions).enumerate().map(seen).collect()
-}
-
-/// How a region treats the requests that it gets.
-fn inside(region: &Region, now: Moment) -> String {
-    let mut text = match &region.balance {
-        Balance::LeastRequests => "least_requests".to_owned(),
-        Balance::RoundRobin => "round_robin".to_owned(),
-        Balance::Hash(Field::Ip) => "hash by ip".to_owned(),
-        Balance::Hash(Field::Cookie(name)) => format!("hash by cookie {name}"),
-        Balance::Hash(Field::Header(name)) => format!("hash by header {name}"),
-    };
-    if let Some(affinity) = &region.affinity {
-        let _ = write!(text, ", affinity by cookie {}", affinity.cookie);
-    }
-    if let Some(hard) = region.limits.hard {
-        let _ = write!(text, ", {} of at most {hard} requests at once", region.state.in_flight());
-    }
-    if let Some(control) = region.state.control.load().as_ref() {
-        let share = control.share(now) * 100.0;
-        let _ = write!(text, ", {}: keeps {share:.0} % of its traffic ({})", control.kind.label(), control.reason);
-    }
-    text
-}
-
-fn moved(snapshot: &Snapshot, region: RegionId, why: Moved) -> MovedFrom {
-    let because = match why {
-        Moved::Spill => "a part of its upstreams is out, so a part of its requests moves on, this one included",
-        Moved::SlowStart => "it just came back, and has enough requests at once for now",
-        Moved::Away => "an operator evacuates or drains it",
-        Moved::Ejected => "none of its upstreams is usable",
-    };
-    let region = snapshot.region(region).map(|r| r.name.to_string()).unwrap_or_default();
-    MovedFrom { region, because: because.to_owned() }
 }
 
 fn limits(route: &crate::routes::Route, plan: &Plan, facts: &Facts<'_>, now: Moment) -> Limits {
@@ -508,58 +343,3 @@ fn seconds(duration: std::time::Duration) -> String {
     if ms.is_multiple_of(1_000) { format!("{}s", ms / 1_000) } else { format!("{ms}ms") }
 }
 
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |label: &str, text: &str, because: &str| {
-            let mut line = format!("{label:<9} {text}");
-            if !because.is_empty() {
-                let _ = write!(line, "\n{:<9}   {because}", "");
-            }
-            writeln!(f, "{line}")
-        };
-        let RequestSeen { method, host, path } = &self.request;
-        row("request", &format!("{method} {host}{path}"), "")?;
-        row("client", &self.client.ip.to_string(), &self.client.because)?;
-        let database = match (&self.country.database, &self.country.database_built) {
-            (Some(database), Some(built)) => format!("{} in {database}, built {built}", self.country.result),
-            _ => "client.country_database is not set".to_owned(),
-        };
-        let mut country = self.country.subdivision.clone().unwrap_or(self.country.code.clone());
-        if let Some(coordinates) = self.country.coordinates {
-            let _ = write!(country, ", coordinates of its {}", if coordinates == "city" { "city" } else { "centre" });
-        }
-        row("country", &country, &database)?;
-        match &self.route {
-            Some(route) => {
-                row("route", &route.name, &route.because)?;
-                for beaten in &route.beat {
-                    row("", &format!("  beats {}: {}", beaten.name, beaten.because), "")?;
-                }
-            }
-            None => row("route", "none", "no route matches this host and path")?,
-        }
-        for (i, region) in self.regions.iter().enumerate() {
-            let label = if i == 0 { "regions" } else { "" };
-            row(label, &format!("{}. {}", i + 1, region.name), &region.because)?;
-            row("", &format!("  {:.0} % of such requests begin here; inside {}", region.share * 100.0, region.inside), "")?;
-            for upstream in &region.upstreams {
-                row("", &format!("  {} {}", upstream.url, upstream.state), "")?;
-            }
-        }
-        if let Some(MovedFrom { region, because }) = &self.moved {
-            row("moved", &format!("not to {region}"), because)?;
-        }
-        if let Some(limits) = &self.limits {
-            let Limits { connect, silence, total, attempts, repeat, budget } = limits;
-            row("limits", &format!("connect {connect}, silence {silence}, total {total}, at most {attempts} attempts"), "")?;
-            row("", &format!("sent again? {repeat}"), "")?;
-            row("", &format!("retry budget {budget}"), "")?;
-        }
-        for (i, attempt) in self.attempts.iter().enumerate() {
-            let label = if i == 0 { "attempts" } else { "" };
-            let AttemptSeen { region, upstream, outcome } = attempt;
-            row(label, &format!("{}. {region} {upstream}: {outcome}", i + 1), "")?;
-        }
-        row("answer", &self.answer.text, "")
-    }
-}

@@ -1,0 +1,61 @@
+//! An explanation as people read it.
+
+use std::fmt::{self, Write};
+
+use super::{AttemptSeen, Explanation, Limits, MovedFrom, RequestSeen};
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |label: &str, text: &str, because: &str| {
+            let mut line = format!("{label:<9} {text}");
+            if !because.is_empty() {
+                let _ = write!(line, "\n{:<9}   {because}", "");
+            }
+            writeln!(f, "{line}")
+        };
+        let RequestSeen { method, host, path } = &self.request;
+        row("request", &format!("{method} {host}{path}"), "")?;
+        row("client", &self.client.ip.to_string(), &self.client.because)?;
+        let database = match (&self.country.database, &self.country.database_built) {
+            (Some(database), Some(built)) => format!("{} in {database}, built {built}", self.country.result),
+            _ => "client.country_database is not set".to_owned(),
+        };
+        let mut country = self.country.subdivision.clone().unwrap_or(self.country.code.clone());
+        if let Some(coordinates) = self.country.coordinates {
+            let _ = write!(country, ", coordinates of its {}", if coordinates == "city" { "city" } else { "centre" });
+        }
+        row("country", &country, &database)?;
+        match &self.route {
+            Some(route) => {
+                row("route", &route.name, &route.because)?;
+                for beaten in &route.beat {
+                    row("", &format!("  beats {}: {}", beaten.name, beaten.because), "")?;
+                }
+            }
+            None => row("route", "none", "no route matches this host and path")?,
+        }
+        for (i, region) in self.regions.iter().enumerate() {
+            let label = if i == 0 { "regions" } else { "" };
+            row(label, &format!("{}. {}", i + 1, region.name), &region.because)?;
+            row("", &format!("  {:.0} % of such requests begin here; inside {}", region.share * 100.0, region.inside), "")?;
+            for upstream in &region.upstreams {
+                row("", &format!("  {} {}", upstream.url, upstream.state), "")?;
+            }
+        }
+        if let Some(MovedFrom { region, because }) = &self.moved {
+            row("moved", &format!("not to {region}"), because)?;
+        }
+        if let Some(limits) = &self.limits {
+            let Limits { connect, silence, total, attempts, repeat, budget } = limits;
+            row("limits", &format!("connect {connect}, silence {silence}, total {total}, at most {attempts} attempts"), "")?;
+            row("", &format!("sent again? {repeat}"), "")?;
+            row("", &format!("retry budget {budget}"), "")?;
+        }
+        for (i, attempt) in self.attempts.iter().enumerate() {
+            let label = if i == 0 { "attempts" } else { "" };
+            let AttemptSeen { region, upstream, outcome } = attempt;
+            row(label, &format!("{}. {region} {upstream}: {outcome}", i + 1), "")?;
+        }
+        row("answer", &self.answer.text, "")
+    }
+}

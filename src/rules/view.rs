@@ -1,0 +1,425 @@
+//! A request as rules see it. What is not there as it stands is made when a rule asks for it, once.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, Version, header};
+use serde_json::Value as Json;
+
+use super::body::{self, Part};
+use super::fields::Field;
+use super::normalise::{self, url_decode};
+use super::value::{Array, Map, Value, text};
+use crate::client::place::{Databases, Place};
+use crate::client::standing::{Standing, is_static, looks_automated};
+use crate::lists::Lists;
+use crate::request::{Facts, Moment, mix};
+
+/// The path and query: as rules see them, and as the client sent them.
+#[derive(Debug, Clone)]
+pub struct Target<'a> {
+    /// The path, normalised or rewritten.
+    pub path: Cow<'a, str>,
+    /// The query, normalised or rewritten; empty if there is none.
+    pub query: Cow<'a, str>,
+    /// The path as it was sent.
+    pub raw_path: &'a str,
+    /// The query as it was sent.
+    pub raw_query: Option<&'a str>,
+}
+
+impl<'a> Target<'a> {
+    /// Of a request.
+    pub fn new(facts: &Facts<'a>) -> Self {
+        Self {
+            path: normalise::path(facts.path),
+            query: facts.query.map_or(Cow::Borrowed(""), normalise::query),
+            raw_path: facts.path,
+            raw_query: facts.query,
+        }
+    }
+}
+
+/// Who asks, and what is known of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// The client's address.
+    pub ip: IpAddr,
+    /// The peer is a trusted proxy, whose request id counts.
+    pub trusted_peer: bool,
+    /// Where the client is.
+    pub place: &'a Place,
+    /// Where more is known of places.
+    pub databases: &'a Databases,
+    /// Lists, of robots and of ill repute.
+    pub lists: &'a Lists,
+    /// What clients did lately.
+    pub standing: &'a Standing,
+    /// When that is asked for.
+    pub now: Moment,
+}
+
+/// A response's header.
+#[derive(Debug, Clone, Copy)]
+pub struct Response<'a> {
+    /// The status.
+    pub status: u16,
+    /// The headers.
+    pub headers: &'a HeaderMap,
+    /// The region that it came from.
+    pub region: &'a str,
+}
+
+/// Names and values that borrow from the request.
+type OwnPairs<'a> = Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)>;
+
+/// A request as rules see it.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// The request as it came.
+    pub facts: &'a Facts<'a>,
+    /// Its path and query.
+    pub target: &'a Target<'a>,
+    /// Who asks.
+    pub asker: Asker<'a>,
+    /// The name of its route.
+    pub route: Option<&'a str>,
+    /// The response, in the phase that has one.
+    pub response: Option<Response<'a>>,
+    user_agent: OnceCell<&'a [u8]>,
+    cookie: OnceCell<Cow<'a, [u8]>>,
+    forwarded: OnceCell<Cow<'a, [u8]>>,
+    uri: OnceCell<Vec<u8>>,
+    full_uri: OnceCell<Vec<u8>>,
+    raw_uri: OnceCell<Vec<u8>>,
+    raw_full_uri: OnceCell<Vec<u8>>,
+    extension: OnceCell<String>,
+    raw_extension: OnceCell<String>,
+    args: OnceCell<OwnPairs<'a>>,
+    raw_args: OnceCell<OwnPairs<'a>>,
+    cookies: OnceCell<OwnPairs<'a>>,
+    languages: OnceCell<Vec<Cow<'a, [u8]>>>,
+    place: OnceCell<String>,
+    threat: OnceCell<u8>,
+    mime: OnceCell<String>,
+    media_type: OnceCell<String>,
+    form: OnceCell<OwnPairs<'a>>,
+    json: OnceCell<Option<Json>>,
+    parts: OnceCell<Parts<'a>>,
+    seed: OnceCell<[u8; 32]>,
+}
+
+/// A multipart body, part by part, as the fields have it.
+#[derive(Debug, Default)]
+struct Parts<'a> {
+    pairs: OwnPairs<'a>,
+    names: Vec<Cow<'a, [u8]>>,
+    files: Vec<Cow<'a, [u8]>>,
+    types: Vec<Cow<'a, [u8]>>,
+    dispositions: Vec<Cow<'a, [u8]>>,
+    encodings: Vec<Cow<'a, [u8]>>,
+}
+
+impl<'a> View<'a> {
+    /// Nothing is computed yet.
+    pub fn new(facts: &'a Facts<'a>, target: &'a Target<'a>, asker: Asker<'a>) -> Self {
+        Self {
+            facts,
+            target,
+            asker,
+            route: None,
+            response: None,
+            user_agent: OnceCell::new(),
+            cookie: OnceCell::new(),
+            forwarded: OnceCell::new(),
+            uri: OnceCell::new(),
+            full_uri: OnceCell::new(),
+            raw_uri: OnceCell::new(),
+            raw_full_uri: OnceCell::new(),
+            extension: OnceCell::new(),
+            raw_extension: OnceCell::new(),
+            args: OnceCell::new(),
+            raw_args: OnceCell::new(),
+            cookies: OnceCell::new(),
+            languages: OnceCell::new(),
+            place: OnceCell::new(),
+            threat: OnceCell::new(),
+            mime: OnceCell::new(),
+            media_type: OnceCell::new(),
+            form: OnceCell::new(),
+            json: OnceCell::new(),
+            parts: OnceCell::new(),
+            seed: OnceCell::new(),
+        }
+    }
+
+    /// What a field holds; `None` if the request lacks it.
+    pub fn field(&self, field: Field) -> Option<Value<'_>> {
+        let facts = self.facts;
+        let headers = facts.headers;
+        let target = self.target;
+        let country = self.asker.place.country;
+        Some(match field {
+            Field::Host => text(facts.host.as_bytes()),
+            Field::Path => text(target.path.as_bytes()),
+            Field::Query => text(target.query.as_bytes()),
+            Field::Method => text(facts.method.as_str().as_bytes()),
+            Field::UserAgent => text(self.user_agent()),
+            Field::Client => Value::Ip(self.asker.ip),
+            Field::ThreatScore => Value::Int(i64::from(self.threat_score())),
+            Field::Country => text(self.asker.place.country.as_str().as_bytes()),
+            Field::Cookie => text(self.cookie.get_or_init(|| joined(headers, &header::COOKIE, b"; "))),
+            Field::Referer => text(self.header(&header::REFERER)),
+            Field::ForwardedFor => {
+                let name = HeaderName::from_static("x-forwarded-for");
+                text(self.forwarded.get_or_init(|| joined(headers, &name, b", ")))
+            }
+            Field::Languages => Value::Array(Array::Texts(self.languages.get_or_init(|| languages(headers)))),
+            Field::Cookies => Value::Map(Map::Pairs(self.cookies.get_or_init(|| cookies(headers)))),
+            Field::Uri => text(self.uri.get_or_init(|| uri(b"", &target.path, Some(&*target.query).filter(|q| !q.is_empty())))),
+            Field::RawUri => text(self.raw_uri.get_or_init(|| uri(b"", target.raw_path, target.raw_query))),
+            Field::FullUri => text(self.full_uri.get_or_init(|| {
+                uri(&self.origin(), &target.path, Some(&*target.query).filter(|q| !q.is_empty()))
+            })),
+            Field::RawFullUri => text(self.raw_full_uri.get_or_init(|| uri(&self.origin(), target.raw_path, target.raw_query))),
+            Field::Headers => Value::Map(Map::Headers(headers)),
+            Field::HeaderNames => Value::Array(Array::HeaderNames(headers)),
+            Field::HeaderValues => Value::Array(Array::HeaderValues(headers)),
+            // Too many headers are refused as a whole, so none is ever cut.
+            Field::HeadersTruncated => Value::Bool(false),
+            Field::Seconds => Value::Int(i64::try_from(facts.time.as_secs()).unwrap_or(i64::MAX)),
+            Field::Milliseconds => Value::Int(i64::from(facts.time.subsec_millis())),
+            Field::Version => text(version(facts.version).as_bytes()),
+            Field::Args => Value::Map(Map::Pairs(self.args())),
+            Field::ArgNames => Value::Array(Array::Names(self.args())),
+            Field::ArgValues => Value::Array(Array::Seconds(self.args())),
+            Field::Extension => text(self.extension.get_or_init(|| extension(&target.path)).as_bytes()),
+            Field::RawPath => text(target.raw_path.as_bytes()),
+            Field::RawQuery => text(target.raw_query.unwrap_or_default().as_bytes()),
+            Field::RawArgs => Value::Map(Map::Pairs(self.raw_args())),
+            Field::RawArgNames => Value::Array(Array::Names(self.raw_args())),
+            Field::RawArgValues => Value::Array(Array::Seconds(self.raw_args())),
+            Field::RawExtension => text(self.raw_extension.get_or_init(|| extension(target.raw_path)).as_bytes()),
+            Field::Body => text(facts.body?.bytes),
+            Field::BodySize => Value::Int(i64::try_from(facts.body?.size).unwrap_or(i64::MAX)),
+            Field::BodyTruncated => Value::Bool(facts.body?.truncated),
+            Field::BodyMime => text(body::sniff(facts.body?.bytes).unwrap_or(self.mime()).as_bytes()),
+            Field::Form => Value::Map(Map::Pairs(self.form())),
+            Field::FormNames => Value::Array(Array::Names(self.form())),
+            Field::FormValues => Value::Array(Array::Seconds(self.form())),
+            Field::Multipart => Value::Map(Map::Pairs(&self.parts().pairs)),
+            Field::MultipartNames => Value::Array(Array::Singles(&self.parts().names)),
+            Field::MultipartValues => Value::Array(Array::Seconds(&self.parts().pairs)),
+            Field::MultipartTypes => Value::Array(Array::Singles(&self.parts().types)),
+            Field::MultipartDispositions => Value::Array(Array::Singles(&self.parts().dispositions)),
+            Field::MultipartEncodings => Value::Array(Array::Singles(&self.parts().encodings)),
+            Field::MultipartFiles => Value::Array(Array::Singles(&self.parts().files)),
+            Field::Asn => Value::Int(i64::from(self.asker.databases.asn(self.asker.ip)?)),
+            Field::Continent => text(crate::client::atlas::continent(country)?.as_str().as_bytes()),
+            Field::EuropeanUnion => Value::Bool(crate::client::atlas::is_in_european_union(country)),
+            Field::Subdivision1 => {
+                self.asker.place.subdivision?;
+                text(self.place.get_or_init(|| self.asker.place.area().to_string()).as_bytes())
+            }
+            Field::RegionCode => text(self.asker.place.subdivision.as_ref()?.as_str().as_bytes()),
+            Field::City => self.city(&["city", "names", "en"])?,
+            Field::Region => self.city(&["subdivisions", "0", "names", "en"])?,
+            Field::Subdivision2 => self.city(&["subdivisions", "1", "iso_code"])?,
+            Field::PostalCode => self.city(&["postal", "code"])?,
+            Field::TimeZone => self.city(&["location", "time_zone"])?,
+            Field::MetroCode => self.city_number("metro_code", 0)?,
+            Field::Latitude => self.city_number("latitude", 5)?,
+            Field::Longitude => self.city_number("longitude", 5)?,
+            Field::Tls => Value::Bool(facts.tls),
+            Field::BotScore => Value::Int(self.bot_score()),
+            Field::VerifiedBot | Field::ClientBot => Value::Bool(self.asker.lists.verified_bot(self.asker.ip).is_some()),
+            Field::BotCategory => text(self.asker.lists.verified_bot(self.asker.ip).unwrap_or_default().as_bytes()),
+            Field::StaticResource => {
+                Value::Bool(is_static(self.extension.get_or_init(|| extension(&target.path))))
+            }
+            Field::RayId => text(self.request_id().as_bytes()),
+            Field::RandomSeed => text(self.seed.get_or_init(|| seed(facts.chance))),
+            Field::PortolanRoute => text(self.route?.as_bytes()),
+            Field::PortolanRegion => text(self.response.as_ref()?.region.as_bytes()),
+            Field::Status => Value::Int(i64::from(self.response.as_ref()?.status)),
+            Field::ResponseHeaders => Value::Map(Map::Headers(self.response.as_ref()?.headers)),
+            Field::ResponseHeaderNames => Value::Array(Array::HeaderNames(self.response.as_ref()?.headers)),
+            Field::ResponseHeaderValues => Value::Array(Array::HeaderValues(self.response.as_ref()?.headers)),
+            Field::MediaType => {
+                let kind = self.response.as_ref()?.headers.get(header::CONTENT_TYPE);
+                let kind = kind.and_then(|k| k.to_str().ok()).unwrap_or_default();
+                text(self.media_type.get_or_init(|| body::media_type(kind)).as_bytes())
+            }
+        })
+    }
+
+    /// The score of threat, 0 to 100.
+    pub fn threat_score(&self) -> u8 {
+        *self.threat.get_or_init(|| {
+            let listed = self.asker.lists.reputation(self.asker.ip);
+            listed.saturating_add(self.asker.standing.points(self.asker.ip, self.asker.now)).min(100)
+        })
+    }
+
+    /// How likely it is a person, 1 (a robot for sure) to 99.
+    fn bot_score(&self) -> i64 {
+        let agent = self.user_agent();
+        let has = |name: HeaderName| self.facts.headers.contains_key(name);
+        if self.asker.lists.verified_bot(self.asker.ip).is_some() || agent.is_empty() {
+            return 1;
+        }
+        if looks_automated(agent) {
+            return 2;
+        }
+        // Every browser of the last ten years sends these two.
+        let browser = agent.starts_with(b"Mozilla/") && has(header::ACCEPT_LANGUAGE) && has(header::ACCEPT_ENCODING);
+        let calm = i64::from(100 - self.threat_score());
+        (if browser { 90 } else { 25 }) * calm.max(10) / 100
+    }
+
+    /// The request's name in logs.
+    fn request_id(&self) -> &str {
+        let given = self.facts.header("x-request-id").filter(|_| self.asker.trusted_peer);
+        given.filter(|id| crate::request::is_request_id(id.as_bytes())).unwrap_or(self.facts.request_id)
+    }
+
+    /// The body as JSON, parsed once. `None` for text that is not the body, or no JSON.
+    pub(super) fn json(&self, text: &[u8]) -> Option<&Json> {
+        let body = self.facts.body?.bytes;
+        if !std::ptr::eq(body, text) {
+            return None;
+        }
+        self.json.get_or_init(|| serde_json::from_slice(body).ok()).as_ref()
+    }
+
+    /// A header of the request; empty if it is absent.
+    pub(super) fn header(&self, name: &HeaderName) -> &'a [u8] {
+        self.facts.headers.get(name).map(|v| v.as_bytes()).unwrap_or_default()
+    }
+
+    fn user_agent(&self) -> &'a [u8] {
+        self.user_agent.get_or_init(|| self.header(&header::USER_AGENT))
+    }
+
+    fn origin(&self) -> Vec<u8> {
+        let scheme: &[u8] = if self.facts.tls { b"https://" } else { b"http://" };
+        [scheme, self.facts.host.as_bytes()].concat()
+    }
+
+    fn args(&self) -> &OwnPairs<'a> {
+        self.args.get_or_init(|| body::form(self.target.query.as_bytes()))
+    }
+
+    fn raw_args(&self) -> &OwnPairs<'a> {
+        self.raw_args.get_or_init(|| body::form(self.target.raw_query.unwrap_or_default().as_bytes()))
+    }
+
+    /// The media type that the request says its body is of.
+    pub(super) fn mime(&self) -> &str {
+        self.mime.get_or_init(|| body::media_type(self.facts.header("content-type").unwrap_or_default()))
+    }
+
+    /// The body as a form, if it is one.
+    pub fn form(&self) -> &[(Cow<'a, [u8]>, Cow<'a, [u8]>)] {
+        let body = self.facts.body.map(|b| b.bytes).filter(|_| self.mime() == "application/x-www-form-urlencoded");
+        self.form.get_or_init(|| body::form(body.unwrap_or_default()))
+    }
+
+    fn parts(&self) -> &Parts<'a> {
+        self.parts.get_or_init(|| {
+            let kind = self.facts.header("content-type").filter(|_| self.mime().starts_with("multipart/"));
+            let (Some(kind), Some(body)) = (kind, self.facts.body) else { return Parts::default() };
+            let mut parts = Parts::default();
+            for Part { name, value, filename, content_type, disposition, encoding } in body::multipart(kind, body.bytes) {
+                parts.names.push(name.clone());
+                parts.files.push(filename);
+                parts.types.push(content_type);
+                parts.dispositions.push(disposition);
+                parts.encodings.push(encoding);
+                parts.pairs.push((name, value));
+            }
+            parts
+        })
+    }
+
+    fn city(&self, path: &[&str]) -> Option<Value<'_>> {
+        self.asker.databases.city_text(self.asker.ip, path).map(|t| text(t.as_bytes()))
+    }
+
+    fn city_number(&self, name: &str, decimals: usize) -> Option<Value<'_>> {
+        let number = self.asker.databases.city_number(self.asker.ip, name)?;
+        Some(Value::Bytes(Cow::Owned(format!("{number:.decimals$}").into_bytes())))
+    }
+}
+
+fn uri(origin: &[u8], path: &str, query: Option<&str>) -> Vec<u8> {
+    let mut uri = [origin, path.as_bytes()].concat();
+    if let Some(query) = query {
+        uri.push(b'?');
+        uri.extend_from_slice(query.as_bytes());
+    }
+    uri
+}
+
+/// All values of a header as one.
+fn joined<'h>(headers: &'h HeaderMap, name: &HeaderName, between: &[u8]) -> Cow<'h, [u8]> {
+    let mut all = headers.get_all(name).iter();
+    let first = all.next().map(|v| v.as_bytes()).unwrap_or_default();
+    let Some(second) = all.next() else { return Cow::Borrowed(first) };
+    let mut text = first.to_vec();
+    for value in std::iter::once(second).chain(all) {
+        text.extend_from_slice(between);
+        text.extend_from_slice(value.as_bytes());
+    }
+    Cow::Owned(text)
+}
+
+fn cookies(headers: &HeaderMap) -> OwnPairs<'_> {
+    let all = headers.get_all(header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));
+    let pair = |pair: &'_ [u8]| {
+        let pair = pair.trim_ascii();
+        let at = memchr::memchr(b'=', pair)?;
+        Some((at, pair.len()))
+    };
+    all.filter_map(|text| {
+        let text = text.trim_ascii();
+        let (at, _) = pair(text)?;
+        Some((url_decode(text.get(..at)?, false), Cow::Borrowed(text.get(at + 1..)?)))
+    })
+    .collect()
+}
+
+/// Languages as the client prefers them; `*` says nothing.
+fn languages(headers: &HeaderMap) -> Vec<Cow<'_, [u8]>> {
+    let all = headers.get_all(header::ACCEPT_LANGUAGE).iter().filter_map(|v| v.to_str().ok());
+    crate::request::accepted(all).map(|(tag, _)| Cow::Borrowed(tag.as_bytes())).collect()
+}
+
+/// What stands behind the last dot of the last segment, in lower case.
+fn extension(path: &str) -> String {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    match name.rsplit_once('.') {
+        Some((stem, extension)) if !stem.is_empty() => extension.to_ascii_lowercase(),
+        _ => String::new(),
+    }
+}
+
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 => "HTTP/0.9",
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// 32 bytes of the request's own chance.
+fn seed(chance: u64) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (n, chunk) in bytes.chunks_exact_mut(8).enumerate() {
+        chunk.copy_from_slice(&mix(chance.wrapping_add((n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))).to_be_bytes());
+    }
+    bytes
+}
