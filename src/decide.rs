@@ -1,5 +1,6 @@
 //! The journey of a request, once, in order. Deterministic; it neither waits nor writes.
 
+use http::HeaderValue;
 use smallvec::SmallVec;
 
 use crate::client::address::ClientAddress;
@@ -8,13 +9,19 @@ use crate::regions::balance::{Balance, Field};
 use crate::regions::latency::Areas;
 use crate::regions::spill;
 use crate::regions::steering::{Asked, Candidate, Order, Why};
+use crate::client::standing::Deed;
 use crate::regions::{Region, RegionId};
 use crate::request::{Facts, Moment, hash, hash_ip, unit};
 use crate::respond::Refusal;
 use crate::routes::{Matched, Patience, Route};
+use crate::rules::View;
+use crate::rules::view::{Asker, Response, Target};
 use crate::snapshot::Snapshot;
+use crate::transforms::{Change, Rewritten};
 use crate::upstream::plan::{Mode, Moved};
 use crate::upstream::{Plan, Start};
+use crate::waf::challenge::{self, Client, Level};
+use crate::waf::{Action, Findings, Matches, Ruling};
 
 /// The cookie of `steering.read_your_writes`: until when, signed.
 pub const WROTE: &str = "portolan-wrote";
@@ -33,8 +40,27 @@ pub struct Decision {
     pub route: Option<Matched>,
     /// Under which keys the request learns (`policy: latency`).
     pub learns: Option<Areas>,
+    /// Rules that applied, in order.
+    pub matches: Matches,
+    /// The path that routes and rules saw, where that is not what was sent.
+    pub path: Option<Box<str>>,
+    /// What transforms change, if anything.
+    pub changes: Option<Box<Changes>>,
+    /// Rules wait for the body: see [`inspect`].
+    pub inspect: bool,
+    /// A header for an answer of ours: where to go, or a cookie.
+    pub header: Option<HeaderValue>,
     /// What happens now.
     pub next: Next,
+}
+
+/// What transforms change.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Path and query for the origin.
+    pub target: Option<String>,
+    /// Headers for the origin.
+    pub headers: Vec<Change>,
 }
 
 /// What happens to a request.
@@ -43,6 +69,8 @@ pub struct Decision {
 pub enum Next {
     /// It is answered here.
     Refuse(Refusal),
+    /// It is asked again once its body is there.
+    NeedBody,
     /// It goes to an upstream.
     Forward(Plan),
 }
@@ -52,13 +80,63 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     // Who is asking, and from where.
     let client = snapshot.trust.resolve(facts.peer, facts.headers);
     let place = snapshot.databases.lookup(client.ip);
+    let asker = asker(snapshot, &client, &place, now);
+    let mut decision = Decision {
+        client,
+        place,
+        route: None,
+        learns: None,
+        matches: Matches::new(),
+        path: None,
+        changes: None,
+        inspect: false,
+        header: None,
+        next: Next::Refuse(Refusal::NoRoute),
+    };
+    if facts.path == challenge::PATH && snapshot.waf.challenges() {
+        let (refusal, header) = answered(snapshot, facts, &client, now, mode);
+        return Decision { header, next: Next::Refuse(refusal), ..decision };
+    }
+
+    // What it asks for, as everybody understands it; perhaps elsewhere, perhaps under another name.
+    let mut target = Target::new(facts);
+    if !snapshot.transforms.is_empty() {
+        let view = View::new(facts, &target, asker);
+        if let Some((status, location)) = snapshot.transforms.redirect(&view) {
+            return Decision { header: Some(location), next: Next::Refuse(Refusal::Redirected { status }), ..decision };
+        }
+        target = rewritten(snapshot, facts, asker, target);
+    }
+    decision.path = (*target.path != *facts.path).then(|| (*target.path).into());
 
     // Which service.
-    let matched = snapshot.router.find(facts.host, facts.path);
+    let mut view = View::new(facts, &target, asker);
+    let suits = |route: &Matched| snapshot.route(route.route).is_some_and(|r| r.filter.as_ref().is_none_or(|f| f.matches(&view)));
+    let matched = snapshot.router.find(facts.host, &target.path, suits);
     let route = matched.and_then(|m| snapshot.route(m.route));
-    let Some(route) = route else {
-        return Decision { client, place, route: None, learns: None, next: Next::Refuse(Refusal::NoRoute) };
-    };
+    let Some(route) = route else { return decision };
+    decision.route = matched;
+    view.route = Some(&route.name);
+
+    // May it pass.
+    if !snapshot.waf.is_empty() {
+        let mut findings = Findings::default();
+        let ruling = judge(snapshot, &view, &mut findings);
+        decision.matches = findings.matches;
+        decision.inspect = findings.inspect;
+        match ruling {
+            Ruling::Pass => {}
+            Ruling::NeedBody => return Decision { next: Next::NeedBody, ..decision },
+            stopped => {
+                let (refusal, header) = stop(snapshot, &view, stopped, mode);
+                return Decision { header, next: Next::Refuse(refusal), ..decision };
+            }
+        }
+    }
+    if !snapshot.transforms.is_empty() {
+        let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(&view) };
+        decision.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
+    }
 
     // Where to, in which order.
     let patience = if route.streaming || facts.is_patient() { Patience::Idle } else { Patience::FirstByte };
@@ -76,12 +154,12 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     };
     let regions = &snapshot.regions;
     let mut order = route.steering.order(regions, &asked);
-    // With a body it is the client's upload that is measured.
-    let learns = route.steering.areas(client.ip, place.country).filter(|_| patience == Patience::FirstByte && !facts.has_body);
     if order.is_empty() {
         let refusal = Refusal::AllRegionsUnavailable { retry_after: std::time::Duration::from_secs(1), failure: None };
-        return Decision { client, place, route: matched, learns: None, next: Next::Refuse(refusal) };
+        return Decision { next: Next::Refuse(refusal), ..decision };
     }
+    // With a body it is the client's upload that is measured.
+    decision.learns = route.steering.areas(client.ip, place.country).filter(|_| patience == Patience::FirstByte && !facts.has_body);
     let pin = pinned(regions, &mut order, facts, now);
     let moved = spread(regions, &mut order, pin, facts, &client, now);
     let pin = pin.filter(|_| moved.is_none()).map(|(_, endpoint)| endpoint);
@@ -98,8 +176,170 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         chance: facts.chance,
         mode,
     };
-    let plan = Plan::new(start, route.timeouts, &route.retry, now);
-    Decision { client, place, route: matched, learns, next: Next::Forward(plan) }
+    Decision { next: Next::Forward(Plan::new(start, route.timeouts, &route.retry, now)), ..decision }
+}
+
+/// Who asks, as rules see it.
+pub fn asker<'a>(snapshot: &'a Snapshot, client: &ClientAddress, place: &'a Place, now: Moment) -> Asker<'a> {
+    Asker {
+        ip: client.ip,
+        trusted_peer: client.trusted_peer,
+        place,
+        databases: &snapshot.databases,
+        lists: &snapshot.lists,
+        standing: &snapshot.standing,
+        now,
+    }
+}
+
+/// The path and query after every transform; each sees what those before it made.
+pub fn rewritten<'a>(snapshot: &Snapshot, facts: &Facts<'a>, asker: Asker<'_>, mut target: Target<'a>) -> Target<'a> {
+    for nth in 0..snapshot.transforms.transforms.len() {
+        let view = View::new(facts, &target, asker);
+        if let Some(Rewritten { path, query }) = snapshot.transforms.rewrite(nth, &view) {
+            target.rewrite(path, query);
+        }
+    }
+    target
+}
+
+/// Asks the firewall: the operator's rules, then the managed ones.
+fn judge(snapshot: &Snapshot, view: &View<'_>, findings: &mut Findings) -> Ruling {
+    let cleared = |kind: challenge::Kind| {
+        let settings = snapshot.waf.challenge;
+        let cookie = view.facts.cookie(challenge::cookie_name(view.facts.tls));
+        let level = cookie.and_then(|c| challenge::cleared(c, &snapshot.key, asking(view), view.facts.time.as_secs(), settings));
+        level.is_some_and(|level| kind.accepts(level))
+    };
+    match snapshot.waf.judge(view, cleared, findings) {
+        Ruling::Pass => snapshot.waf.judge_managed(view, findings),
+        other => other,
+    }
+}
+
+/// Whom a challenge is for.
+fn asking<'a>(view: &View<'a>) -> Client<'a> {
+    Client { ip: view.asker.ip, agent: view.header(&http::header::USER_AGENT) }
+}
+
+/// Looks at a body that was too long to wait for, on its way: `facts` has it now. A refusal, if there is one.
+pub fn inspect(snapshot: &Snapshot, facts: &Facts<'_>, decision: &mut Decision, now: Moment) -> Option<Refusal> {
+    let place = decision.place;
+    let asker = asker(snapshot, &decision.client, &place, now);
+    let target = rewritten(snapshot, facts, asker, Target::new(facts));
+    let mut view = View::new(facts, &target, asker);
+    view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
+    let mut findings = Findings::default();
+    let ruling = judge(snapshot, &view, &mut findings);
+    let known = |m: &crate::waf::Match| decision.matches.iter().any(|k| k.rule == m.rule);
+    let new: Matches = findings.matches.into_iter().filter(|m| !known(m)).collect();
+    decision.matches.extend(new);
+    match ruling {
+        Ruling::Pass | Ruling::NeedBody => None,
+        stopped => {
+            let (refusal, header) = stop(snapshot, &view, stopped, Mode::Commit);
+            decision.header = header;
+            Some(refusal)
+        }
+    }
+}
+
+/// What transforms change of a response's headers.
+pub fn response_changes(
+    snapshot: &Snapshot,
+    facts: &Facts<'_>,
+    decision: &Decision,
+    status: u16,
+    headers: &http::HeaderMap,
+    region: &str,
+    now: Moment,
+) -> Vec<Change> {
+    let asker = asker(snapshot, &decision.client, &decision.place, now);
+    let target = rewritten(snapshot, facts, asker, Target::new(facts));
+    let mut view = View::new(facts, &target, asker);
+    view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
+    view.response = Some(Response { status, headers, region });
+    snapshot.transforms.response(&view)
+}
+
+/// What the client gets that a rule stopped.
+fn stop(snapshot: &Snapshot, view: &View<'_>, ruling: Ruling, mode: Mode) -> (Refusal, Option<HeaderValue>) {
+    let commit = mode == Mode::Commit;
+    let blocked = |rule, status| {
+        if commit {
+            snapshot.standing.note(view.asker.ip, Deed::Blocked, view.asker.now);
+        }
+        (Refusal::Blocked { rule, status }, None)
+    };
+    let Ruling::Stop(position) = ruling else { return blocked(None, 403) };
+    let Some(rule) = snapshot.waf.rules.get(usize::from(position)) else { return blocked(None, 403) };
+    match &rule.action {
+        Action::Block(answer) => blocked(Some(position), answer.status),
+        Action::Redirect(location) => match location.render(view) {
+            Some(header) => (Refusal::Redirected { status: location.status }, Some(header)),
+            // A place that cannot be told is no place to go on from.
+            None => blocked(None, 403),
+        },
+        Action::Challenge(kind) => {
+            let score = view.threat_score();
+            let bits = snapshot.challenges.bits(snapshot.waf.challenge, *kind, score, view.asker.now);
+            let token = challenge::Token {
+                made: view.facts.time.as_secs(),
+                bits,
+                rule: rule.tag,
+                nonce: crate::request::mix(view.facts.chance),
+                waits: kind.waits(score),
+            };
+            if commit {
+                snapshot.challenges.count(view.asker.now);
+            }
+            let signed = token.sign(&snapshot.key, asking(view));
+            (Refusal::Challenged { bits, waits: token.waits }, HeaderValue::from_str(&signed).ok())
+        }
+        // These stop nothing.
+        Action::Log | Action::Skip(_) => blocked(None, 403),
+    }
+}
+
+/// An answer to a challenge, and the cookie that it earns.
+fn answered(
+    snapshot: &Snapshot,
+    facts: &Facts<'_>,
+    client: &ClientAddress,
+    now: Moment,
+    mode: Mode,
+) -> (Refusal, Option<HeaderValue>) {
+    let asking = Client { ip: client.ip, agent: facts.headers.get(http::header::USER_AGENT).map_or(&b""[..], |v| v.as_bytes()) };
+    let unix = facts.time.as_secs();
+    let commit = mode == Mode::Commit;
+    let argument = |name: &str| {
+        let pairs = facts.query.unwrap_or_default().split('&').filter_map(|p| p.split_once('='));
+        pairs.into_iter().find(|(n, _)| *n == name).map(|(_, value)| value)
+    };
+    let solved = facts.method == http::Method::POST;
+    let token = if solved { facts.header(challenge::TOKEN) } else { argument("t") };
+    let solution = if solved { Some(facts.header(challenge::SOLUTION).unwrap_or_default()) } else { None };
+    let answer = challenge::Answer { token: token.unwrap_or_default(), solution };
+    let known = |tag| snapshot.waf.challenged_by(tag).is_some();
+    match answer.check(&snapshot.key, asking, &snapshot.challenges, unix, known, commit) {
+        Ok(level) => {
+            if commit && level == Level::Computed {
+                snapshot.standing.note(client.ip, Deed::ChallengeSolved, now);
+            }
+            let cookie = challenge::clearance(level, &snapshot.key, asking, unix, snapshot.waf.challenge, facts.tls);
+            (Refusal::ChallengePassed { waited: level == Level::Waited }, HeaderValue::from_str(&cookie).ok())
+        }
+        Err(wrong) => {
+            // Who is late, or comes back to an old page, did nothing bad.
+            use challenge::Wrong::{Expired, Forged, Impatient, Malformed, Outdated, Spent, Unsolved};
+            let bad = matches!(wrong, Malformed | Forged | Unsolved | Spent);
+            debug_assert!(bad || matches!(wrong, Expired | Impatient | Outdated));
+            if commit && bad {
+                snapshot.standing.note(client.ip, Deed::ChallengeFailed, now);
+            }
+            (Refusal::ChallengeFailed { wrong }, None)
+        }
+    }
 }
 
 /// What a client says of regions.

@@ -31,7 +31,9 @@ pub mod respond;
 pub mod routes;
 pub mod rules;
 pub mod signing;
+pub mod transforms;
 pub mod upstream;
+pub mod waf;
 
 pub mod admin;
 pub mod boot;

@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::client::standing::Standing;
 use crate::config::units::UpstreamUrl;
 use crate::regions::control::{RegionState, Room};
 use crate::regions::endpoint::UpstreamState;
 use crate::regions::latency::Latency;
 use crate::routes::budget::Budget;
 use crate::signing::Key;
+use crate::waf::challenge::Challenges;
 
 /// Everything that is remembered, by what it is about.
 #[derive(Debug)]
@@ -21,6 +23,10 @@ pub struct Memory {
     pub key: Arc<Key>,
     /// What was learned for `policy: latency`.
     pub latency: Arc<Latency>,
+    /// What clients did lately.
+    pub standing: Arc<Standing>,
+    /// Challenges that were made and answered.
+    pub challenges: Arc<Challenges>,
     room: Arc<Room>,
     upstreams: Mutex<HashMap<UpstreamUrl, Arc<UpstreamState>>>,
     regions: Mutex<HashMap<Box<str>, Arc<RegionState>>>,
@@ -33,6 +39,8 @@ impl Memory {
         Self {
             key: Arc::new(key),
             latency: Arc::default(),
+            standing: Arc::default(),
+            challenges: Arc::default(),
             room: Arc::default(),
             upstreams: Mutex::default(),
             regions: Mutex::default(),

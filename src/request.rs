@@ -51,8 +51,8 @@ pub struct Facts<'a> {
     pub headers: &'a HeaderMap,
     /// The request has a body, or may have one.
     pub has_body: bool,
-    /// The body, as far as it was read; `None` while nobody asked for it.
-    pub body: Option<Body<'a>>,
+    /// The body, as far as it was read.
+    pub body: Seen<'a>,
     /// The name that this request gets, unless a trusted proxy gave it one.
     pub request_id: &'a str,
     /// The time of day, since 1970: cookies carry it, for their readers may be other processes.
@@ -61,8 +61,19 @@ pub struct Facts<'a> {
     pub chance: u64,
 }
 
-/// A body, as far as it was read.
+/// What is known of a body.
 #[derive(Debug, Clone, Copy)]
+pub enum Seen<'a> {
+    /// Nobody has asked for it yet.
+    Unread,
+    /// It is too long to wait for: it is looked at on its way to the upstream.
+    Later,
+    /// It was read, or there is none.
+    Read(Body<'a>),
+}
+
+/// A body, as far as it was read.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Body<'a> {
     /// Its beginning.
     pub bytes: &'a [u8],
@@ -209,7 +220,7 @@ mod tests {
             tls: false,
             headers,
             has_body,
-            body: None,
+            body: Seen::Unread,
             request_id: "",
             time: Duration::ZERO,
             chance: 0,

@@ -5,8 +5,10 @@
 use std::path::{Path, PathBuf};
 
 /// In the order of the journey: a stage may use those before it, never one after it.
-const STAGES: [&str; 11] =
-    ["config", "signing", "request", "client", "regions", "routes", "memory", "upstream", "respond", "snapshot", "decide"];
+const STAGES: [&str; 15] = [
+    "config", "signing", "request", "lists", "client", "rules", "transforms", "waf", "regions", "routes", "memory", "upstream",
+    "respond", "snapshot", "decide",
+];
 
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

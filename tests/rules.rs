@@ -27,7 +27,7 @@ struct Case {
 }
 
 fn compile(expression: &str) -> Result<Filter, ExprError> {
-    Filter::new(expression, Scope { phase: Phase::Routed, lists: &Lists::default(), limits: Limits::default() })
+    Filter::new(expression, Scope { phase: Phase::Body, lists: &Lists::default(), limits: Limits::default() })
 }
 
 fn holds(filter: &Filter, mut request: serde_json::Map<String, serde_json::Value>) -> bool {

@@ -15,13 +15,10 @@ use super::units::check_format;
 
 /// Keys that belong to Portolan but not to this version: `*` stands for any one step.
 const LATER: &[&str] = &[
-    "lists",
-    "waf",
     "limits",
     "cache",
     "listeners.*.tls",
     "listeners.*.proxy_protocol",
-    "client.asn_database",
     "routes.*.cache",
 ];
 
@@ -86,6 +83,13 @@ impl<'a> Checker<'a> {
         let (min, max) = (bound("minimum"), bound("maximum"));
         let whole = schema.get("type").is_some_and(|t| names(t).contains(&"integer"));
         let outside = min.is_some_and(|m| value < m) || max.is_some_and(|m| value > m);
+        let listed = schema.get("enum").and_then(Json::as_array);
+        if let Some(listed) = listed.filter(|all| !all.iter().any(|one| one.as_f64() == Some(value))) {
+            let listed: Vec<_> = listed.iter().map(Json::to_string).collect();
+            let expected = format!("expected one of {}", listed.join(", "));
+            self.add(path, &node.place, format!("`{number}` does not fit `{}`", last(path)), &expected);
+            return self.stand_in(schema);
+        }
         if !outside && (!whole || value.fract() == 0.0) {
             return Json::Number(number.clone());
         }

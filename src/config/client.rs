@@ -23,6 +23,9 @@ pub struct Client {
     /// A city database in MaxMind's format: subdivisions, coordinates, and countries where `country_database` is not set.
     #[serde(default)]
     pub city_database: Option<PathBuf>,
+    /// A database of autonomous systems in MaxMind's format: `ip.src.asnum` in rules.
+    #[serde(default)]
+    pub asn_database: Option<PathBuf>,
 }
 
 fn default_ip_header() -> HeaderName {
@@ -31,6 +34,12 @@ fn default_ip_header() -> HeaderName {
 
 impl Default for Client {
     fn default() -> Self {
-        Self { trusted_proxies: Vec::new(), ip_header: default_ip_header(), country_database: None, city_database: None }
+        Self {
+            trusted_proxies: Vec::new(),
+            ip_header: default_ip_header(),
+            country_database: None,
+            city_database: None,
+            asn_database: None,
+        }
     }
 }

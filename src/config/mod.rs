@@ -5,13 +5,16 @@
 
 pub mod check;
 mod client;
+mod lists;
 mod listeners;
 pub mod load;
 pub mod problem;
 mod regions;
 mod routes;
+mod transforms;
 pub mod tree;
 pub mod units;
+pub mod waf;
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -19,6 +22,7 @@ use serde::Deserialize;
 
 pub use client::Client;
 pub use listeners::{AccessLog, Admin, Listener, Resolver, Shutdown};
+pub use lists::{List, Source};
 pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
 pub use problem::{Problem, Severity};
 pub use regions::{
@@ -26,7 +30,9 @@ pub use regions::{
     Region, Upstream, UpstreamOptions, UpstreamTls,
 };
 pub use routes::{OneOrMany, Policy, Retry, RetryBudget, Route, Steering, Timeouts};
+pub use transforms::{HeaderEdits, Redirect, Transform};
 use units::Name;
+pub use waf::Waf;
 
 /// The whole configuration file.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -47,6 +53,19 @@ pub struct Config {
     pub regions: IndexMap<Name, Region>,
     /// Which requests go where. The most specific host, then the longest path wins; order never matters.
     pub routes: Vec<Route>,
+    /// Lists that expressions ask (`ip.src in $office`).
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = { "format": "label" }))]
+    pub lists: IndexMap<Name, List>,
+    /// Clients that are sent elsewhere before anything else is asked; the first that matches counts.
+    #[serde(default)]
+    pub redirects: Vec<Redirect>,
+    /// What is rewritten on the way; every one that matches, in order.
+    #[serde(default)]
+    pub transforms: Vec<Transform>,
+    /// What may pass.
+    #[serde(default)]
+    pub waf: Waf,
     /// One JSON line per request.
     #[serde(default)]
     pub access_log: AccessLog,

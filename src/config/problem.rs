@@ -90,12 +90,14 @@ pub struct Problem {
     pub label: String,
     /// A way out.
     pub hint: Option<String>,
+    /// The part of the value that it is about: the value, and bytes of it.
+    pub within: Option<(String, Range<usize>)>,
 }
 
 impl Problem {
     /// An error at `path`, to be placed later (see [`super::tree::Node::locate`]).
     pub fn error(path: KeyPath, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, message: message.into(), path, place: None, label: String::new(), hint: None }
+        Self { severity: Severity::Error, message: message.into(), path, place: None, label: String::new(), hint: None, within: None }
     }
 
     /// A warning at `path`.
@@ -118,6 +120,12 @@ impl Problem {
     /// The same, with a way out.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same, about a part of `value`.
+    pub fn within(mut self, value: &str, span: Range<usize>) -> Self {
+        self.within = Some((value.to_owned(), span));
         self
     }
 

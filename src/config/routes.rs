@@ -21,6 +21,10 @@ pub struct Route {
     /// Path prefixes it serves; any by default. `/api` matches `/api` and `/api/x`, `/api/` only what is below.
     #[serde(default)]
     pub paths: Vec<PathPrefix>,
+    /// Only requests for which this expression is true. Routes with one come before those of the same host and path
+    /// without; among themselves the first in the file wins.
+    #[serde(default, rename = "match")]
+    pub matches: Option<String>,
     /// Which regions, in which order.
     #[serde(default)]
     pub steering: Steering,

@@ -175,9 +175,32 @@ impl Node {
             problem.message = format!("the value of `{}` cannot be used (it is expanded, so it is not shown)", problem.path);
             problem.hint = None;
         }
-        problem.place = Some(first_line(place));
+        let part = problem.within.as_ref().and_then(|(value, span)| part(place, value, span));
+        problem.place = Some(part.unwrap_or(first_line(place)));
         problem
     }
+}
+
+/// Where a part of a value stands in the file: the value may be quoted, indented or folded there.
+fn part(place: &Place, value: &str, span: &Range<usize>) -> Option<Place> {
+    let written = place.source.text.get(place.span.clone())?;
+    let found = |at: usize, len: usize| {
+        let start = place.span.start + at;
+        Some(Place { source: place.source.clone(), span: start..start + len })
+    };
+    let span = span.start.min(value.len())..span.end.min(value.len());
+    if let Some(at) = written.find(value) {
+        return found(at + span.start, span.len());
+    }
+    // One line of it.
+    let line_start = value.get(..span.start)?.rfind('\n').map_or(0, |i| i + 1);
+    let line = value.get(line_start..)?.lines().next()?.trim_end();
+    if let Some(at) = written.find(line).filter(|_| !line.is_empty() && span.end <= line_start + line.len()) {
+        return found(at + span.start - line_start, span.len());
+    }
+    // The words themselves, if they stand there once.
+    let words = value.get(span)?;
+    (written.matches(words).count() == 1).then(|| written.find(words))?.and_then(|at| found(at, words.len()))
 }
 
 /// A caret under twenty lines helps nobody: cut a place to its first line.

@@ -40,6 +40,8 @@ pub fn check_format(format: &str, text: &str) -> Result<(), String> {
         "upstream-url" => text.parse::<UpstreamUrl>().map(drop),
         "host" => text.parse::<HostPattern>().map(drop),
         "path-prefix" => text.parse::<PathPrefix>().map(drop),
+        "size" => text.parse::<Size>().map(drop),
+        "country" => text.parse::<Country>().map(drop),
         "area" => text.parse::<Area>().map(drop),
         "continent" => text.parse::<Continent>().map(drop),
         "status-class" => text.parse::<StatusClass>().map(drop),
@@ -101,6 +103,29 @@ impl fmt::Display for Span {
             _ if ms.is_multiple_of(1_000) => write!(f, "{}s", ms / 1_000),
             _ => write!(f, "{ms}ms"),
         }
+    }
+}
+
+/// A number of bytes, such as `64KiB`; at most 16 EiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Size(pub u64);
+scalar!(Size, "size", "64KiB");
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "expected a size such as `512B`, `64KiB` or `10GiB`".to_owned();
+        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?);
+        let bits = match unit {
+            "B" => 0,
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            "TiB" => 40,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        number.checked_mul(1 << bits).map(Self).ok_or_else(wrong)
     }
 }
 
@@ -297,6 +322,7 @@ impl FromStr for PathPrefix {
 /// A country by its two-letter code of ISO 3166-1, upper case; `XX` is "unknown".
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Country([u8; 2]);
+scalar!(Country, "country", "GB");
 
 impl Country {
     /// No country is known.

@@ -3,6 +3,7 @@
 
 mod question;
 mod regions;
+mod rules;
 mod text;
 
 use std::net::IpAddr;
@@ -11,6 +12,8 @@ use serde::Serialize;
 
 pub use question::{Asked, Question};
 use regions::{moved, regions};
+use rules::{firewall, transformed};
+pub use rules::{Firewall, OperandSeen, RuleSeen, Transformed};
 
 use crate::client::address::{ClientAddress, Source};
 use crate::decide::{Next, decide};
@@ -33,6 +36,10 @@ pub struct Explanation {
     pub country: Country,
     /// The route, if one matches.
     pub route: Option<Route>,
+    /// What rules made of it.
+    pub firewall: Firewall,
+    /// What transforms change, if anything.
+    pub transforms: Option<Transformed>,
     /// Candidate regions in order, each with the reason for its place.
     pub regions: Vec<RegionPlace>,
     /// The region that steering put first, and why the order begins with another.
@@ -52,8 +59,10 @@ pub struct RequestSeen {
     pub method: String,
     /// The host that routes are matched by.
     pub host: String,
-    /// The path that routes are matched by.
+    /// The path as it was sent.
     pub path: String,
+    /// The path that routes and rules see, where that is another.
+    pub seen_as: Option<String>,
 }
 
 /// The client's address and how it was found.
@@ -203,19 +212,29 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         database: database.map(|d| format!("{} ({})", d.kind, d.path.display())),
         database_built: database.map(|d| humantime::format_rfc3339_seconds(d.built).to_string()),
     };
-    let request = RequestSeen { method: parsed.method.to_string(), host: facts.host.to_owned(), path: facts.path.to_owned() };
-    let route = decision.route.and_then(|matched| route(snapshot, &facts, matched));
+    let request = RequestSeen { method: parsed.method.to_string(), host: facts.host.to_owned(), path: facts.path.to_owned(), seen_as: decision.path.as_deref().map(str::to_owned) };
+    let seen_path = decision.path.as_deref().unwrap_or(facts.path);
+    let route = decision.route.and_then(|matched| route(snapshot, &facts, seen_path, matched));
+    let firewall = firewall(snapshot, &facts, &decision, now);
+    let transforms = transformed(&decision);
+    let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok());
     let explanation = match decision.next {
-        Next::Refuse(refusal) => Explanation {
+        Next::Refuse(_) | Next::NeedBody => Explanation {
             request,
             client,
             country,
             route,
+            firewall,
+            transforms,
             regions: Vec::new(),
             moved: None,
             limits: None,
             attempts: Vec::new(),
-            answer: refused(refusal),
+            answer: match decision.next {
+                Next::Refuse(refusal) => refused(refusal, elsewhere),
+                // A question comes with its body.
+                Next::NeedBody | Next::Forward(_) => refused(Refusal::Internal, None),
+            },
         },
         Next::Forward(mut plan) => Explanation {
             regions: regions(snapshot, &plan, &decision.place, &down, now, &|region| {
@@ -227,13 +246,15 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
             limits: decision.route.and_then(|m| snapshot.route(m.route)).map(|r| limits(r, &plan, &facts, now)),
             answer: match decision.route.and_then(|m| snapshot.route(m.route)) {
                 Some(route) => play(snapshot, route, &mut plan, &down, now),
-                None => refused(Refusal::NoRoute),
+                None => refused(Refusal::NoRoute, None),
             },
             attempts: plan.tries.iter().map(|t| attempt(snapshot, t)).collect(),
             request,
             client,
             country,
             route,
+            firewall,
+            transforms,
         },
     };
     Ok(explanation)
@@ -250,17 +271,24 @@ fn client_because(snapshot: &Snapshot, client: &ClientAddress) -> String {
     }
 }
 
-fn route(snapshot: &Snapshot, facts: &Facts<'_>, matched: Matched) -> Option<Route> {
+fn route(snapshot: &Snapshot, facts: &Facts<'_>, path: &str, matched: Matched) -> Option<Route> {
     let name = |m: Matched| snapshot.route(m.route).map(|r| r.name.to_string());
-    let others = Router::find_all(&snapshot.router, facts.host, facts.path);
-    let beat = others.into_iter().filter(|m| *m != matched).filter_map(|other| {
-        let because = if other.host == matched.host { "its path is shorter" } else { "its host is less specific" };
-        Some(Beaten { name: name(other)?, because: format!("{because} ({})", shown(facts, other)) })
+    let others = Router::find_all(&snapshot.router, facts.host, path);
+    let winner = others.iter().position(|m| *m == matched).unwrap_or(0);
+    let beat = others.into_iter().enumerate().filter(|(_, m)| *m != matched).filter_map(|(n, other)| {
+        let because = match (other.host == matched.host, other.path == matched.path) {
+            // Better ones are only left for their condition.
+            _ if n < winner => "its condition is not met",
+            (true, true) => "it comes later, or has no condition",
+            (true, false) => "its path is shorter",
+            (false, _) => "its host is less specific",
+        };
+        Some(Beaten { name: name(other)?, because: format!("{because} ({})", shown(snapshot, facts, path, other)) })
     });
-    Some(Route { name: name(matched)?, because: shown(facts, matched), beat: beat.collect() })
+    Some(Route { name: name(matched)?, because: shown(snapshot, facts, path, matched), beat: beat.collect() })
 }
 
-fn shown(facts: &Facts<'_>, matched: Matched) -> String {
+fn shown(snapshot: &Snapshot, facts: &Facts<'_>, path: &str, matched: Matched) -> String {
     let host = match matched.host {
         HostMatch::Exact => "this very host".to_owned(),
         HostMatch::Below(std::cmp::Reverse(len)) => {
@@ -270,9 +298,11 @@ fn shown(facts: &Facts<'_>, matched: Matched) -> String {
         }
         HostMatch::Any => "any host".to_owned(),
     };
-    match facts.path.get(..matched.path) {
-        None | Some("") => format!("{host}, any path"),
-        Some(prefix) => format!("{host}, path prefix {prefix}"),
+    let filter = snapshot.route(matched.route).and_then(|r| r.filter.as_ref());
+    let condition = filter.map(|f| format!(", match {}", f.source())).unwrap_or_default();
+    match path.get(..matched.path) {
+        None | Some("") => format!("{host}, any path{condition}"),
+        Some(prefix) => format!("{host}, path prefix {prefix}{condition}"),
     }
 }
 
@@ -317,7 +347,7 @@ fn play(snapshot: &Snapshot, route: &crate::routes::Route, plan: &mut Plan, down
             break;
         }
     }
-    refused(Refusal::after(plan, plan.retry_after(&snapshot.regions, now)))
+    refused(Refusal::after(plan, plan.retry_after(&snapshot.regions, now)), None)
 }
 
 fn attempt(snapshot: &Snapshot, t: &crate::upstream::Try) -> AttemptSeen {
@@ -333,9 +363,17 @@ fn attempt(snapshot: &Snapshot, t: &crate::upstream::Try) -> AttemptSeen {
     }
 }
 
-fn refused(refusal: Refusal) -> Answer {
+fn refused(refusal: Refusal, elsewhere: Option<&str>) -> Answer {
     let status = refusal.status();
-    Answer { region: None, status: Some(status), text: format!("{status} {}", refusal.body().trim_end()) }
+    let text = match (refusal, elsewhere) {
+        (Refusal::Redirected { .. }, Some(to)) => format!("{status}, to {to}"),
+        (Refusal::Challenged { bits, waits }, _) => {
+            let or = if waits { ", or to wait without JavaScript" } else { "" };
+            format!("{status} with a challenge: {bits} bits to compute{or}")
+        }
+        _ => format!("{status} {}", refusal.body().trim_end()),
+    };
+    Answer { region: None, status: Some(status), text }
 }
 
 fn seconds(duration: std::time::Duration) -> String {

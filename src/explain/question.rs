@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use serde::{Deserialize, Serialize};
 
-use crate::request::{Body, Facts, hash_ip};
+use crate::request::{Body, Facts, Seen, hash_ip};
 
 /// The request to explain; also the body of `POST /explain`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ impl Asked {
             tls: self.tls,
             headers: &self.headers,
             has_body,
-            body: Some(Body { bytes: seen, truncated: seen.len() < body.len(), size: body.len() as u64 }),
+            body: Seen::Read(Body { bytes: seen, truncated: seen.len() < body.len(), size: body.len() as u64 }),
             request_id: "explained",
             time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             // The same question has the same answer: the client's draw is made of its address.

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::{AttemptSeen, Explanation, Limits, MovedFrom, RequestSeen};
+use super::{AttemptSeen, Explanation, Firewall, Limits, MovedFrom, OperandSeen, RequestSeen, RuleSeen, Transformed};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -13,8 +13,9 @@ impl fmt::Display for Explanation {
             }
             writeln!(f, "{line}")
         };
-        let RequestSeen { method, host, path } = &self.request;
-        row("request", &format!("{method} {host}{path}"), "")?;
+        let RequestSeen { method, host, path, seen_as } = &self.request;
+        let seen_as = seen_as.as_ref().map(|path| format!("routes and rules see the path {path}")).unwrap_or_default();
+        row("request", &format!("{method} {host}{path}"), &seen_as)?;
         row("client", &self.client.ip.to_string(), &self.client.because)?;
         let database = match (&self.country.database, &self.country.database_built) {
             (Some(database), Some(built)) => format!("{} in {database}, built {built}", self.country.result),
@@ -33,6 +34,26 @@ impl fmt::Display for Explanation {
                 }
             }
             None => row("route", "none", "no route matches this host and path")?,
+        }
+        let Firewall { threat_score, rules, managed } = &self.firewall;
+        for (i, rule) in rules.iter().enumerate() {
+            let RuleSeen { id, action, outcome, expression, operands } = rule;
+            row(if i == 0 { "rules" } else { "" }, &format!("{id} ({action}): {outcome}"), expression)?;
+            for OperandSeen { operand, value } in operands {
+                row("", &format!("  {operand} is {}", value.as_deref().unwrap_or("missing")), "")?;
+            }
+        }
+        if let Some(score) = threat_score {
+            row("threat", &format!("score {score} of 100"), "")?;
+        }
+        if let Some(found) = managed {
+            row("managed", found, "")?;
+        }
+        if let Some(Transformed { target, headers }) = &self.transforms {
+            let target = target.as_ref().map(|t| format!("the origin gets {t}"));
+            for (i, line) in target.iter().chain(headers).enumerate() {
+                row(if i == 0 { "changes" } else { "" }, line, "")?;
+            }
         }
         for (i, region) in self.regions.iter().enumerate() {
             let label = if i == 0 { "regions" } else { "" };

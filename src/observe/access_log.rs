@@ -18,6 +18,7 @@ use serde::{Serialize, Serializer};
 use super::RequestDone;
 use crate::state::Live;
 use crate::upstream::{Plan, Try, plan};
+use crate::waf::Match;
 
 /// How long lines are gathered before they are written.
 const BATCH: Duration = Duration::from_millis(50);
@@ -237,6 +238,9 @@ struct Line<'a> {
     /// Nothing was usable.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     panic: bool,
+    /// Rules that applied, and what they saw.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    waf: Vec<MatchLine<'a>>,
     attempts: Attempts<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_retried: Option<&'static str>,
@@ -263,6 +267,7 @@ impl<'a> Line<'a> {
                 .and_then(|p| p.moved)
                 .and_then(|(from, why)| Some(MovedLine { from: &done.live.snapshot.region(from)?.name, because: why.label() })),
             panic: done.plan.is_some_and(|p| p.panic),
+            waf: done.matches.iter().map(MatchLine::new).collect(),
             attempts: Attempts { live: done.live, plan: done.plan },
             not_retried: done.plan.and_then(|p| p.stopped).map(|s| s.label()),
             total_ms: Millis(done.total),
@@ -283,6 +288,22 @@ struct Attempts<'a> {
 struct MovedLine<'a> {
     from: &'a str,
     because: &'static str,
+}
+
+/// A rule that applied.
+#[derive(Serialize)]
+struct MatchLine<'a> {
+    rule: &'a str,
+    action: &'static str,
+    /// By operand; `null` is missing.
+    saw: std::collections::BTreeMap<&'a str, Option<&'a str>>,
+}
+
+impl<'a> MatchLine<'a> {
+    fn new(m: &'a Match) -> Self {
+        let saw = m.seen.iter().map(|seen| (seen.operand.as_str(), seen.value.as_deref())).collect();
+        Self { rule: &m.rule, action: m.action, saw }
+    }
 }
 
 /// One attempt.

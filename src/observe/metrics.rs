@@ -16,6 +16,7 @@ use crate::request::Moment;
 use crate::state::Live;
 use crate::upstream::plan::Moved;
 use crate::upstream::{Failure, Outcome, Plan, Stop};
+use crate::waf::ACTIONS;
 
 /// Upper bounds in seconds: dense where proxied requests are, so that P50, P95 and P99 can be read from
 /// 0.5 ms to 60 s.
@@ -44,6 +45,7 @@ pub struct Metrics {
     attempts: IntCounterVec,
     upstream_duration: HistogramVec,
     failovers: IntCounterVec,
+    waf_matches: IntCounterVec,
     not_retried: [IntCounter; Stop::ALL.len()],
     lookups: [IntCounter; LookupResult::ALL.len()],
     region_healthy: IntGaugeVec,
@@ -126,6 +128,7 @@ impl Metrics {
             "From an attempt's start to its response header or failure.",
             "region",
         )?;
+        let waf_matches = counters("portolan_waf_matches_total", "Rules that applied, by what they did.", &["rule", "action"])?;
         let failovers = counters(
             "portolan_failovers_total",
             "Requests that moved from one region to another, and why.",
@@ -197,6 +200,7 @@ impl Metrics {
             attempts,
             upstream_duration,
             failovers,
+            waf_matches,
             region_healthy,
             region_usable,
             region_granted,
@@ -236,6 +240,13 @@ impl Metrics {
                 }
             }
         }
+        for rule in &old.snapshot.waf.rules {
+            if new.snapshot.waf.rules.iter().all(|r| r.id != rule.id) {
+                for action in ACTIONS {
+                    let _ = self.waf_matches.remove_label_values(&[&*rule.id, action]);
+                }
+            }
+        }
         for region in &old.snapshot.regions {
             if new.snapshot.region_named(&region.name).is_none() {
                 let _ = self.upstream_duration.remove_label_values(&[&region.name]);
@@ -266,6 +277,9 @@ impl Metrics {
         route.duration.observe(done.total.as_secs_f64());
         if let Some(counter) = self.lookups.get(done.lookup as usize) {
             counter.inc();
+        }
+        for found in done.matches {
+            self.waf_matches.with_label_values(&[&*found.rule, found.action]).inc();
         }
         let Some(plan) = done.plan else { return };
         for attempt in &plan.tries {

@@ -11,6 +11,7 @@ use crate::config::units::Country;
 use crate::routes::RouteId;
 use crate::state::Live;
 use crate::upstream::Plan;
+use crate::waf::Match;
 
 /// A request that is over.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub struct RequestDone<'a> {
     pub bytes: usize,
     /// The route, if one matched.
     pub route: Option<RouteId>,
+    /// Rules that applied.
+    pub matches: &'a [Match],
     /// The attempts, if it was forwarded.
     pub plan: Option<&'a Plan>,
     /// From the request's header to its end.

@@ -1,42 +1,142 @@
 //! Answers of our own.
 
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use pingora::Result;
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
+use serde_json::json;
 
 use super::edge::{Context, REQUEST_ID};
-use crate::respond::Refusal;
+use super::facts::host;
 use crate::request::is_request_id;
+use crate::respond::Refusal;
+use crate::waf::challenge::page::{Page, back, policy};
+use crate::waf::{Action, Answer};
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+
+/// What the client gets beside status, `Proxy-Status` and the like.
+struct Content {
+    kind: HeaderValue,
+    body: Bytes,
+    more: Vec<(HeaderName, HeaderValue)>,
+}
 
 /// Sends an answer of ours.
 pub async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) -> Result<()> {
     ctx.refusal = Some(refusal);
-    let body = refusal.body();
+    let Content { kind, body, more } = content(session, ctx, refusal);
     let mut response = ResponseHeader::build(refusal.status(), Some(8))?;
-    response.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))?;
-    response.insert_header(header::CONTENT_LENGTH, body.len())?;
+    // RFC 9110, section 15.3.5: 204 has no content, and says nothing of any.
+    if refusal.status() != 204 {
+        response.insert_header(header::CONTENT_TYPE, kind)?;
+        response.insert_header(header::CONTENT_LENGTH, body.len())?;
+    }
     response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     response.insert_header("Proxy-Status", refusal.proxy_status(ctx.region().and_then(|r| r.to_str().ok())))?;
     response.insert_header(REQUEST_ID, &ctx.request_id)?;
     if let Some(seconds) = refusal.retry_after() {
         response.insert_header("Retry-After", seconds)?;
     }
-    let head = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(response), head).await?;
-    if !head {
-        session.write_response_body(Some(Bytes::from_static(body.as_bytes())), true).await?;
+    for (name, value) in more {
+        response.insert_header(name, value)?;
+    }
+    let empty = body.is_empty() || session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(response), empty).await?;
+    if !empty {
+        session.write_response_body(Some(body), true).await?;
     }
     Ok(())
 }
 
-/// A trusted proxy's request id is kept; anybody else gets a new one of 128 random bits.
-pub fn request_id(session: &Session, trusted_peer: bool) -> HeaderValue {
-    let given = session.req_header().headers.get(REQUEST_ID).filter(|id| trusted_peer && is_request_id(id.as_bytes()));
-    if let Some(id) = given {
-        return id.clone();
+fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
+    let text = || Content { kind: TEXT, body: Bytes::from_static(refusal.body().as_bytes()), more: Vec::new() };
+    let earned = || ctx.decision.as_ref().and_then(|d| d.header.clone());
+    match refusal {
+        Refusal::Blocked { rule: Some(rule), .. } => match ctx.live.snapshot.waf.rules.get(usize::from(rule)).map(|r| &r.action) {
+            Some(Action::Block(Answer { content_type, body, .. })) if !body.is_empty() => {
+                let kind = HeaderValue::from_str(content_type).unwrap_or(TEXT);
+                Content { kind, body: body.clone(), more: Vec::new() }
+            }
+            _ => text(),
+        },
+        Refusal::Challenged { bits, waits } => challenge(session, ctx, refusal, bits, waits),
+        Refusal::ChallengePassed { waited } => {
+            let mut more: Vec<_> = earned().map(|cookie| (header::SET_COOKIE, cookie)).into_iter().collect();
+            if waited {
+                more.push((header::LOCATION, came_from(session.req_header())));
+            }
+            Content { more, ..text() }
+        }
+        Refusal::ChallengeFailed { wrong } => {
+            let body = json!({ "error": "challenge_failed", "reason": wrong.label(), "request_id": ctx.request_id.to_str().unwrap_or("-") });
+            Content { kind: JSON, body: format!("{body}\n").into(), more: Vec::new() }
+        }
+        Refusal::Redirected { .. } => {
+            Content { more: earned().map(|to| (header::LOCATION, to)).into_iter().collect(), ..text() }
+        }
+        Refusal::NoRoute
+        | Refusal::BadRequest
+        | Refusal::RequestTimeout
+        | Refusal::AllRegionsUnavailable { .. }
+        | Refusal::DeadlineExceeded { .. }
+        | Refusal::GivenUp { .. }
+        | Refusal::NotRepeated { .. }
+        | Refusal::Overloaded
+        | Refusal::ReplayRefused { .. }
+        | Refusal::Blocked { rule: None, .. }
+        | Refusal::Internal => text(),
     }
+}
+
+/// A page for browsers, a few words for programs.
+fn challenge(session: &Session, ctx: &Context, refusal: Refusal, bits: u8, waits: bool) -> Content {
+    let request = session.req_header();
+    let token = ctx.decision.as_ref().and_then(|d| d.header.as_ref()).and_then(|t| t.to_str().ok()).unwrap_or_default();
+    let request_id = ctx.request_id.to_str().unwrap_or("-");
+    // What others call it: monitors of Cloudflare's customers look for this header.
+    let mut more = vec![(HeaderName::from_static("cf-mitigated"), HeaderValue::from_static("challenge"))];
+    if !is_browser(request) {
+        let body = json!({
+            "error": "challenge_required",
+            "message": refusal.body().trim_end(),
+            "request_id": request_id,
+        });
+        return Content { kind: JSON, body: format!("{body}\n").into(), more };
+    }
+    let languages: Vec<&str> = request.headers.get_all(header::ACCEPT_LANGUAGE).iter().filter_map(|v| v.to_str().ok()).collect();
+    let target = request.uri.path_and_query().map_or("/", |t| t.as_str());
+    let nonce = format!("{:032x}", fastrand::u128(..));
+    let page =
+        Page { languages: &languages, host: host(session), request_id, token, bits, back: waits.then_some(target), nonce: &nonce };
+    if let Ok(policy) = HeaderValue::from_str(&policy(&nonce)) {
+        more.push((header::CONTENT_SECURITY_POLICY, policy));
+    }
+    more.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
+    more.push((header::REFERRER_POLICY, HeaderValue::from_static("same-origin")));
+    Content { kind: HTML, body: page.render().into(), more }
+}
+
+/// Could it show a page, and come back by itself?
+fn is_browser(request: &RequestHeader) -> bool {
+    let html = |accept: &HeaderValue| accept.as_bytes().windows(9).any(|w| w.eq_ignore_ascii_case(b"text/html"));
+    matches!(request.method, Method::GET | Method::HEAD) && request.headers.get_all(header::ACCEPT).iter().any(html)
+}
+
+/// Where somebody who waited came from, as the page's link tells.
+fn came_from(request: &RequestHeader) -> HeaderValue {
+    let query = request.uri.query().unwrap_or_default();
+    let to = query.split('&').find_map(|pair| pair.strip_prefix("to=")).unwrap_or_default();
+    let to = crate::rules::normalise::url_decode(to.as_bytes(), false);
+    let to = std::str::from_utf8(&to).map_or("/", back);
+    HeaderValue::from_str(to).unwrap_or(HeaderValue::from_static("/"))
+}
+
+/// A name for a request: 128 random bits.
+pub fn fresh_id() -> HeaderValue {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut random = fastrand::u128(..);
     let id: [u8; 32] = std::array::from_fn(|_| {
@@ -45,4 +145,9 @@ pub fn request_id(session: &Session, trusted_peer: bool) -> HeaderValue {
         digit
     });
     HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// The name that a trusted proxy gave.
+pub fn given_id(session: &Session, trusted_peer: bool) -> Option<HeaderValue> {
+    session.req_header().headers.get(REQUEST_ID).filter(|id| trusted_peer && is_request_id(id.as_bytes())).cloned()
 }

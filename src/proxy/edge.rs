@@ -12,15 +12,16 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 
-use super::answer::{answer, request_id};
-use super::facts::{facts, host};
+use super::answer::{answer, fresh_id, given_id};
+use super::body::{self, Inspection};
+use super::facts::{Given, facts, host};
 use super::patient::HeaderDeadline;
 use super::peer::{Prepared, connect_failure, exchange_failure};
 use super::tunnel::{CLOSE_RESTART, Frames};
 use super::{clock, headers, peer as peers, queue};
 use crate::decide::{Decision, Next, decide};
 use crate::observe::RequestDone;
-use crate::request::Moment;
+use crate::request::{Body, Moment, Seen};
 use crate::respond::Refusal;
 use crate::routes::{Patience, Route};
 use crate::state::{Live, State};
@@ -30,6 +31,8 @@ use crate::upstream::{Backends, Failure, Outcome, Plan, Sent, Verdict};
 
 /// Idle keep-alive to clients, in seconds. Pingora's own default is to wait for ever.
 const CLIENT_KEEPALIVE: u64 = 60;
+/// How long a body may take that is asked for before a route is known.
+const DEFAULT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// A client that left before its answer; nginx's code for it, seen in logs and metrics only.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
@@ -55,13 +58,22 @@ impl Edge {
 /// What a request carries from hook to hook.
 #[derive(Debug)]
 pub struct Context {
-    started: Moment,
+    /// When its header was there.
+    pub started: Moment,
     /// Pinned once: a reload in mid-request changes nothing for it.
     pub live: Arc<Live>,
     /// What was decided.
     pub decision: Option<Decision>,
     /// `X-Request-Id`.
     pub request_id: HeaderValue,
+    /// A random number, the request's own.
+    pub chance: u64,
+    /// The body was read before an upstream was chosen.
+    pub body_read: bool,
+    /// The body is looked at on its way.
+    pub inspection: Inspection,
+    /// A rule refused it on the way.
+    pub stopped: Option<Refusal>,
     /// An answer of ours was sent, or is about to be.
     pub refusal: Option<Refusal>,
     /// A response is being given up for another attempt.
@@ -84,7 +96,7 @@ impl Context {
     pub fn planned(&self) -> Option<&Plan> {
         match self.decision.as_ref().map(|d| &d.next) {
             Some(Next::Forward(plan)) => Some(plan),
-            Some(Next::Refuse(_)) | None => None,
+            Some(Next::Refuse(_) | Next::NeedBody) | None => None,
         }
     }
 
@@ -121,6 +133,10 @@ impl ProxyHttp for Edge {
             live: self.state.live.load_full(),
             decision: None,
             request_id: HeaderValue::from_static("-"),
+            chance: fastrand::u64(..),
+            body_read: false,
+            inspection: Inspection::None,
+            stopped: None,
             refusal: None,
             giving_up: false,
             header_deadline: None,
@@ -142,12 +158,33 @@ impl ProxyHttp for Edge {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
         let has_body = !session.as_downstream_mut().is_body_empty();
-        let decision = decide(&ctx.live.snapshot, &facts(session, has_body, None, "-"), ctx.started, Mode::Commit);
-        ctx.request_id = request_id(session, decision.client.trusted_peer);
+        let fresh = fresh_id();
+        let request_id = fresh.to_str().unwrap_or("-");
+        let mut given = Given { has_body, body: Seen::Unread, request_id, chance: ctx.chance };
+        let snapshot = &ctx.live.snapshot;
+        let mut decision = decide(snapshot, &facts(session, given), ctx.started, Mode::Commit);
+        let read;
+        if let Next::NeedBody = decision.next {
+            let route = decision.route.and_then(|m| snapshot.route(m.route));
+            let patience = route.map_or(DEFAULT_PATIENCE, |r| r.timeouts.idle);
+            read = body::read(session, snapshot.waf.body_limit, patience).await?;
+            given.body = match &read {
+                Some(bytes) => Seen::Read(Body { bytes, truncated: false, size: bytes.len() as u64 }),
+                None => Seen::Later,
+            };
+            ctx.body_read = read.is_some();
+            decision = decide(snapshot, &facts(session, given), ctx.started, Mode::Commit);
+        }
+        ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh);
         let refusal = match &decision.next {
             Next::Refuse(refusal) => Some(*refusal),
             Next::Forward(_) => None,
+            // It was given, so it is not asked for again.
+            Next::NeedBody => Some(Refusal::Internal),
         };
+        if decision.inspect {
+            ctx.inspection = Inspection::Holding(Vec::new());
+        }
         ctx.decision = Some(decision);
         if let Some(route) = ctx.route() {
             let idle = Some(route.timeouts.idle);
@@ -165,6 +202,10 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         ctx.header_deadline = None;
+        if let Inspection::Holding(held) = &mut ctx.inspection {
+            // What an attempt that failed had got so far comes again.
+            held.clear();
+        }
         let Some((backends, _, plan)) = ctx.parts() else { return Err(Error::new(ErrorType::InternalError)) };
         loop {
             // The plan knows why there is none, and `fail_to_proxy` asks it.
@@ -190,11 +231,12 @@ impl ProxyHttp for Edge {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
-        _body: &mut Option<Bytes>,
-        _end: bool,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
         ctx: &mut Context,
     ) -> Result<()> {
+        body::pass(session, body, end, ctx)?;
         if let Some(deadline) = &ctx.header_deadline {
             deadline.start_again();
         }
@@ -272,7 +314,8 @@ impl ProxyHttp for Edge {
         {
             response.insert_header("Portolan-Region", region)?;
         }
-        headers::set_cookies(session, response, ctx)
+        headers::set_cookies(session, response, ctx)?;
+        headers::to_client(session, response, ctx)
     }
 
     fn response_body_filter(
@@ -345,6 +388,7 @@ impl ProxyHttp for Edge {
             return nothing(0);
         }
         let refusal = match e.esource() {
+            _ if ctx.stopped.is_some() => ctx.stopped.unwrap_or(Refusal::Internal),
             ErrorSource::Downstream => match e.etype() {
                 ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout => {
                     return nothing(0);
@@ -392,6 +436,7 @@ impl ProxyHttp for Edge {
             status,
             bytes: session.as_downstream().body_bytes_sent(),
             route: decision.route.map(|m| m.route),
+            matches: &decision.matches,
             plan: ctx.planned(),
             total: now.since(ctx.started),
         });

@@ -6,10 +6,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::header;
 use pingora::proxy::Session;
 
-use crate::request::{Body, Facts};
+use crate::request::{Facts, Seen};
+
+/// What is known of a request beside its header.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// It has a body, or may have one.
+    pub has_body: bool,
+    /// The body, as far as it was read.
+    pub body: Seen<'a>,
+    /// The name it gets, unless a trusted proxy gave it one.
+    pub request_id: &'a str,
+    /// A random number, the request's own.
+    pub chance: u64,
+}
 
 /// The facts of a request. An address that the socket does not tell is 0.0.0.0, which nobody trusts.
-pub fn facts<'a>(session: &'a Session, has_body: bool, body: Option<Body<'a>>, request_id: &'a str) -> Facts<'a> {
+pub fn facts<'a>(session: &'a Session, given: Given<'a>) -> Facts<'a> {
+    let Given { has_body, body, request_id, chance } = given;
     let request = session.req_header();
     Facts {
         peer: peer(session),
@@ -25,7 +39,7 @@ pub fn facts<'a>(session: &'a Session, has_body: bool, body: Option<Body<'a>>, r
         body,
         request_id,
         time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
-        chance: fastrand::u64(..),
+        chance,
     }
 }
 

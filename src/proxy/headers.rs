@@ -9,14 +9,15 @@ use pingora::proxy::Session;
 use smallvec::SmallVec;
 
 use super::edge::{Context, REQUEST_ID};
-use super::facts::{cookie, host, peer};
-use crate::decide::WROTE;
+use super::facts::{Given, cookie, facts, host, peer};
+use crate::decide::{Changes, WROTE, response_changes};
 use crate::regions::Affinity;
 use crate::regions::steering::Why;
-use crate::request::is_safe;
+use crate::request::{Seen, is_safe};
 use crate::respond::headers::{Pass, RESPONSE_HOP_BY_HOP, pass};
 use crate::routes::Route;
 use crate::signing::same;
+use crate::transforms::Change;
 use crate::upstream::plan::upstream;
 use crate::upstream::{Plan, replay};
 
@@ -63,7 +64,55 @@ pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Conte
     if let Some(host) = chosen.and_then(|u| u.host.as_ref()) {
         request.insert_header(header::HOST, host)?;
     }
-    replayed(request, ctx)
+    if ctx.body_read {
+        // The client was told to go on already.
+        request.remove_header(&header::EXPECT);
+    }
+    replayed(request, ctx)?;
+    match &decision.changes {
+        Some(changes) => transformed(request, changes),
+        None => Ok(()),
+    }
+}
+
+/// What transforms change for the origin.
+fn transformed(request: &mut RequestHeader, changes: &Changes) -> Result<()> {
+    for change in &changes.headers {
+        match change {
+            Change::Set(name, value) => request.insert_header(name, value)?,
+            Change::Remove(name) => drop(request.remove_header(name)),
+        }
+    }
+    let Some(target) = &changes.target else { return Ok(()) };
+    let mut parts = request.uri.clone().into_parts();
+    let (has_authority, parsed) = (parts.authority.is_some(), target.parse());
+    match (has_authority, parsed) {
+        (true, Ok(target)) => {
+            parts.path_and_query = Some(target);
+            if let Ok(uri) = http::Uri::from_parts(parts) {
+                request.set_uri(uri);
+            }
+            Ok(())
+        }
+        _ => request.set_raw_path(target.as_bytes()),
+    }
+}
+
+/// What transforms change for the client.
+pub fn to_client(session: &Session, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
+    let snapshot = &ctx.live.snapshot;
+    let Some(decision) = ctx.decision.as_ref().filter(|_| snapshot.transforms.edits_responses()) else { return Ok(()) };
+    let given = Given { has_body: false, body: Seen::Unread, request_id: ctx.request_id.to_str().unwrap_or("-"), chance: ctx.chance };
+    let facts = facts(session, given);
+    let region = ctx.region().and_then(|r| r.to_str().ok()).unwrap_or_default();
+    let changes = response_changes(snapshot, &facts, decision, response.status.as_u16(), &response.headers, region, ctx.started);
+    for change in changes {
+        match change {
+            Change::Set(name, value) => response.insert_header(name, value)?,
+            Change::Remove(name) => drop(response.remove_header(&name)),
+        }
+    }
+    Ok(())
 }
 
 /// Who sent a replayed request here, and what became of it.

@@ -1,6 +1,7 @@
 //! The only folder that knows Pingora: sockets, hooks, peers. No policy lives here.
 
 mod answer;
+mod body;
 pub mod clock;
 mod edge;
 mod facts;

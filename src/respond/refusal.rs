@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::upstream::{Failure, Plan, Stop};
+use crate::waf::challenge::Wrong;
 
 /// Why Portolan answers in place of an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,35 @@ pub enum Refusal {
         /// Why.
         why: &'static str,
     },
+    /// A rule refuses it: its position, or the managed ruleset.
+    Blocked {
+        /// The rule, by its position under `waf.rules`.
+        rule: Option<u16>,
+        /// The status.
+        status: u16,
+    },
+    /// The client has to do something first.
+    Challenged {
+        /// Zero bits that its hash has to begin with.
+        bits: u8,
+        /// It may wait in place of computing.
+        waits: bool,
+    },
+    /// It did.
+    ChallengePassed {
+        /// It waited, and is sent back.
+        waited: bool,
+    },
+    /// It did not.
+    ChallengeFailed {
+        /// What was wrong.
+        wrong: Wrong,
+    },
+    /// It is sent elsewhere.
+    Redirected {
+        /// The status.
+        status: u16,
+    },
     /// A mistake of ours.
     Internal,
 }
@@ -77,6 +107,10 @@ impl Refusal {
             Self::ReplayRefused { .. } => 502,
             Self::NotRepeated { failure } if failure.is_timeout() => 504,
             Self::NotRepeated { .. } => 502,
+            Self::Blocked { status, .. } | Self::Redirected { status } => status,
+            Self::Challenged { .. } | Self::ChallengeFailed { .. } => 403,
+            Self::ChallengePassed { waited: true } => 303,
+            Self::ChallengePassed { waited: false } => 204,
             Self::Internal => 500,
         }
     }
@@ -94,6 +128,10 @@ impl Refusal {
             Self::NotRepeated { .. } => "The origin failed\n",
             Self::Overloaded => "Too many requests are being served\n",
             Self::ReplayRefused { .. } => "The origin's replay cannot be done\n",
+            Self::Blocked { .. } => "Forbidden\n",
+            Self::Challenged { .. } => "A challenge has to be passed first\n",
+            Self::ChallengeFailed { .. } => "The challenge was not passed\n",
+            Self::ChallengePassed { .. } | Self::Redirected { .. } => "",
             Self::Internal => "Internal error\n",
         }
     }
@@ -112,6 +150,11 @@ impl Refusal {
             | Self::GivenUp { retry_after: None, .. }
             | Self::ReplayRefused { .. }
             | Self::NotRepeated { .. }
+            | Self::Blocked { .. }
+            | Self::Challenged { .. }
+            | Self::ChallengePassed { .. }
+            | Self::ChallengeFailed { .. }
+            | Self::Redirected { .. }
             | Self::Internal => None,
         }
     }
@@ -128,6 +171,9 @@ impl Refusal {
             Self::NotRepeated { failure } => failure.proxy_status(),
             Self::Overloaded => "connection_limit_reached",
             Self::ReplayRefused { .. } => "http_protocol_error",
+            Self::Blocked { .. } | Self::Challenged { .. } | Self::ChallengeFailed { .. } => "http_request_denied",
+            // Answers of ours, and no errors.
+            Self::ChallengePassed { .. } | Self::Redirected { .. } => return "portolan".to_owned(),
             Self::Internal => "proxy_internal_error",
         };
         let mut value = format!("portolan; error={error}");

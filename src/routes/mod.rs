@@ -2,7 +2,6 @@
 
 pub mod budget;
 
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use smallvec::SmallVec;
 use crate::config::units::HostPattern;
 use crate::regions::steering::Steering;
 use crate::request::host_name;
+use crate::rules::Filter;
 use budget::{Allowance, Budget};
 
 /// A route by its position in the snapshot.
@@ -23,6 +23,8 @@ pub struct RouteId(pub u32);
 pub struct Route {
     /// Its name.
     pub name: Arc<str>,
+    /// Only requests for which this is true.
+    pub filter: Option<Filter>,
     /// Clients to regions.
     pub steering: Steering,
     /// How long to wait for what.
@@ -88,8 +90,15 @@ pub struct Router {
 /// The paths of one host pattern.
 #[derive(Debug, Default)]
 struct Paths {
-    by_prefix: FxHashMap<Box<str>, RouteId>,
+    by_prefix: FxHashMap<Box<str>, Places>,
     longest: usize,
+}
+
+/// The routes of one host pattern and path: those with a condition in the order of the file, and the one without.
+#[derive(Debug, Default)]
+struct Places {
+    conditional: Box<[RouteId]>,
+    plain: Option<RouteId>,
 }
 
 /// What a host pattern matched by; the order is the order of preference.
@@ -115,8 +124,9 @@ pub struct Matched {
 }
 
 impl Router {
-    /// Adds a route's host and path; the error is the route that has them already.
-    pub fn add(&mut self, host: &HostPattern, path: &str, route: RouteId) -> Result<(), RouteId> {
+    /// Adds a route's host and path; the error is the route that has them already. Several may have them under
+    /// a condition of their own.
+    pub fn add(&mut self, host: &HostPattern, path: &str, route: RouteId, conditional: bool) -> Result<(), RouteId> {
         let paths = match host {
             HostPattern::Any => &mut self.any,
             HostPattern::Exact(name) => self.exact.entry(name.as_str().into()).or_default(),
@@ -126,18 +136,18 @@ impl Router {
             }
         };
         paths.longest = paths.longest.max(path.len());
-        match paths.by_prefix.entry(path.into()) {
-            Entry::Occupied(taken) => Err(*taken.get()),
-            Entry::Vacant(free) => {
-                free.insert(route);
-                Ok(())
-            }
+        let places = paths.by_prefix.entry(path.into()).or_default();
+        match (conditional, places.plain) {
+            (true, _) => places.conditional = places.conditional.iter().copied().chain([route]).collect(),
+            (false, Some(taken)) => return Err(taken),
+            (false, None) => places.plain = Some(route),
         }
+        Ok(())
     }
 
-    /// The route for this authority and path.
-    pub fn find(&self, authority: &str, path: &str) -> Option<Matched> {
-        self.visit(authority, path, Some)
+    /// The route for this authority and path, of those that `suits`.
+    pub fn find(&self, authority: &str, path: &str, suits: impl Fn(&Matched) -> bool) -> Option<Matched> {
+        self.visit(authority, path, |matched| Some(matched).filter(&suits))
     }
 
     /// Every route that matches, the best first: what the winner was better than.
@@ -191,15 +201,20 @@ impl Paths {
             let boundary = end == bytes.len() || bytes.get(end) == Some(&b'/') || bytes.get(end - 1) == Some(&b'/');
             if boundary
                 && let Some(prefix) = path.get(..end)
-                && let Some(route) = self.by_prefix.get(prefix)
-                && let Some(found) = each(Matched { route: *route, host, path: end })
+                && let Some(places) = self.by_prefix.get(prefix)
+                && let Some(found) = places.routes().find_map(|route| each(Matched { route, host, path: end }))
             {
                 return Some(found);
             }
         }
         // "Any path" is the prefix of length zero: it also matches `*`, the target of OPTIONS.
-        let route = self.by_prefix.get("")?;
-        each(Matched { route: *route, host, path: 0 })
+        self.by_prefix.get("")?.routes().find_map(|route| each(Matched { route, host, path: 0 }))
+    }
+}
+
+impl Places {
+    fn routes(&self) -> impl Iterator<Item = RouteId> {
+        self.conditional.iter().copied().chain(self.plain)
     }
 }
 
@@ -210,7 +225,7 @@ mod tests {
     fn router(routes: &[(&str, &str)]) -> Router {
         let mut router = Router::default();
         for (i, (host, path)) in routes.iter().enumerate() {
-            router.add(&host.parse().unwrap(), path, RouteId(i as u32)).unwrap();
+            router.add(&host.parse().unwrap(), path, RouteId(i as u32), false).unwrap();
         }
         router
     }
@@ -246,9 +261,9 @@ mod tests {
             ("[::1]:8080", "/", 6),
             ("", "*", 0),
         ] {
-            assert_eq!(router.find(host, path).map(|m| m.route.0), Some(expected), "{host} {path}");
+            assert_eq!(router.find(host, path, |_| true).map(|m| m.route.0), Some(expected), "{host} {path}");
         }
-        assert_eq!(router.find(&"x".repeat(300), "/").map(|m| m.route.0), Some(0));
+        assert_eq!(router.find(&"x".repeat(300), "/", |_| true).map(|m| m.route.0), Some(0));
         let all: Vec<_> = router.find_all("a.example.com", "/api/v2/x").iter().map(|m| m.route.0).collect();
         assert_eq!(all, [5, 3, 2, 1, 0]);
     }
@@ -256,8 +271,23 @@ mod tests {
     #[test]
     fn order_never_matters_and_repeats_are_told() {
         let mut router = router(&[("*", "/a"), ("*", "/a/b")]);
-        assert_eq!(router.find("", "/a/b").map(|m| m.route.0), Some(1));
-        assert_eq!(router.add(&HostPattern::Any, "/a", RouteId(9)), Err(RouteId(0)));
-        assert_eq!(router.find("", "/zzz"), None);
+        assert_eq!(router.find("", "/a/b", |_| true).map(|m| m.route.0), Some(1));
+        assert_eq!(router.add(&HostPattern::Any, "/a", RouteId(9), false), Err(RouteId(0)));
+        assert_eq!(router.find("", "/zzz", |_| true), None);
+    }
+
+    #[test]
+    fn conditions_come_first_and_fall_through() {
+        let mut router = router(&[("*", ""), ("*", "/a")]);
+        router.add(&HostPattern::Any, "/a", RouteId(2), true).unwrap();
+        router.add(&HostPattern::Any, "/a", RouteId(3), true).unwrap();
+        router.add(&HostPattern::Any, "/a/b", RouteId(4), true).unwrap();
+        let find = |path, suiting: &[u32]| router.find("", path, |m| suiting.contains(&m.route.0)).map(|m| m.route.0);
+        assert_eq!(find("/a", &[0, 1, 2, 3]), Some(2), "the first in the file");
+        assert_eq!(find("/a", &[0, 1, 3]), Some(3));
+        assert_eq!(find("/a", &[0, 1]), Some(1), "the one without a condition");
+        assert_eq!(find("/a/b", &[0, 1]), Some(1), "a shorter path, if no condition is met");
+        assert_eq!(find("/a/b", &[0, 4]), Some(4));
+        assert_eq!(find("/a/b", &[]), None);
     }
 }

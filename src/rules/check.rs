@@ -376,10 +376,14 @@ impl Checker<'_> {
             let known = match phase {
                 Phase::Request => "from the beginning",
                 Phase::Routed => "only once the route is chosen",
+                Phase::Body => "only to the rules of `waf`",
                 Phase::Response => "only once there is a response",
             };
             let message = format!("`{name}` is known {known}, and this runs before");
             return Err(ExprError::new(span.clone(), message));
+        }
+        if needs & needs::BODY != 0 && self.scope.phase > Phase::Body {
+            return Err(ExprError::new(span.clone(), format!("`{name}` is gone by the time there is a response")));
         }
         self.uses |= needs;
         Ok((field, of))

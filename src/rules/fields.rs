@@ -8,8 +8,10 @@ use super::value::{TEXT_LISTS, TEXT_MAP, TEXTS};
 pub enum Phase {
     /// The request's header is read; no route is chosen yet.
     Request,
-    /// Its route is known, and its body can be asked for.
+    /// Its route is known.
     Routed,
+    /// Its body can be asked for.
+    Body,
     /// A response's header is there.
     Response,
 }
@@ -70,20 +72,20 @@ fields! {
     RawExtension "raw.http.request.uri.path.extension" Bytes, Request, NOTHING;
     RawQuery "raw.http.request.uri.query" Bytes, Request, NOTHING;
 
-    Body "http.request.body.raw" Bytes, Routed, BODY;
-    BodySize "http.request.body.size" Int, Routed, BODY;
-    BodyTruncated "http.request.body.truncated" Bool, Routed, BODY;
-    BodyMime "http.request.body.mime" Bytes, Routed, BODY;
-    Form "http.request.body.form" TEXT_MAP, Routed, BODY;
-    FormNames "http.request.body.form.names" TEXTS, Routed, BODY;
-    FormValues "http.request.body.form.values" TEXTS, Routed, BODY;
-    Multipart "http.request.body.multipart" TEXT_MAP, Routed, BODY;
-    MultipartNames "http.request.body.multipart.names" TEXT_LISTS, Routed, BODY;
-    MultipartValues "http.request.body.multipart.values" TEXTS, Routed, BODY;
-    MultipartTypes "http.request.body.multipart.content_types" TEXT_LISTS, Routed, BODY;
-    MultipartDispositions "http.request.body.multipart.content_dispositions" TEXT_LISTS, Routed, BODY;
-    MultipartEncodings "http.request.body.multipart.content_transfer_encodings" TEXT_LISTS, Routed, BODY;
-    MultipartFiles "http.request.body.multipart.filenames" TEXT_LISTS, Routed, BODY;
+    Body "http.request.body.raw" Bytes, Body, BODY;
+    BodySize "http.request.body.size" Int, Body, BODY;
+    BodyTruncated "http.request.body.truncated" Bool, Body, BODY;
+    BodyMime "http.request.body.mime" Bytes, Body, BODY;
+    Form "http.request.body.form" TEXT_MAP, Body, BODY;
+    FormNames "http.request.body.form.names" TEXTS, Body, BODY;
+    FormValues "http.request.body.form.values" TEXTS, Body, BODY;
+    Multipart "http.request.body.multipart" TEXT_MAP, Body, BODY;
+    MultipartNames "http.request.body.multipart.names" TEXT_LISTS, Body, BODY;
+    MultipartValues "http.request.body.multipart.values" TEXTS, Body, BODY;
+    MultipartTypes "http.request.body.multipart.content_types" TEXT_LISTS, Body, BODY;
+    MultipartDispositions "http.request.body.multipart.content_dispositions" TEXT_LISTS, Body, BODY;
+    MultipartEncodings "http.request.body.multipart.content_transfer_encodings" TEXT_LISTS, Body, BODY;
+    MultipartFiles "http.request.body.multipart.filenames" TEXT_LISTS, Body, BODY;
 
     Client "ip.src" Ip, Request, NOTHING;
     Asn "ip.src.asnum" Int, Request, NOTHING;

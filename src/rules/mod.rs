@@ -26,6 +26,7 @@ pub mod view;
 pub use check::{Filter, Scope, Template, Uses};
 pub use error::ExprError;
 pub use fields::Phase;
+pub use pattern::Regex;
 pub use view::View;
 
 /// Bounds of one expression.

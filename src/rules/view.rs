@@ -14,7 +14,7 @@ use super::value::{Array, Map, Value, text};
 use crate::client::place::{Databases, Place};
 use crate::client::standing::{Standing, is_static, looks_automated};
 use crate::lists::Lists;
-use crate::request::{Facts, Moment, mix};
+use crate::request::{Body, Facts, Moment, Seen, mix};
 
 /// The path and query: as rules see them, and as the client sent them.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Target<'a> {
     pub raw_path: &'a str,
     /// The query as it was sent.
     pub raw_query: Option<&'a str>,
+    /// Were path and query rewritten by transforms? Then the origin gets them, else what was sent.
+    pub rewritten: (bool, bool),
 }
 
 impl<'a> Target<'a> {
@@ -37,7 +39,34 @@ impl<'a> Target<'a> {
             query: facts.query.map_or(Cow::Borrowed(""), normalise::query),
             raw_path: facts.path,
             raw_query: facts.query,
+            rewritten: (false, false),
         }
+    }
+
+    /// Takes on a new path, a new query.
+    pub fn rewrite(&mut self, path: Option<String>, query: Option<String>) {
+        self.rewritten = (self.rewritten.0 || path.is_some(), self.rewritten.1 || query.is_some());
+        if let Some(path) = path {
+            self.path = Cow::Owned(path);
+        }
+        if let Some(query) = query {
+            self.query = Cow::Owned(query);
+        }
+    }
+
+    /// What the origin gets in place of what was sent, if that was rewritten.
+    pub fn to_origin(&self) -> Option<String> {
+        let (path, query) = self.rewritten;
+        if !path && !query {
+            return None;
+        }
+        let mut target = if path { self.path.to_string() } else { self.raw_path.to_owned() };
+        let query = if query { Some(&*self.query).filter(|q| !q.is_empty()) } else { self.raw_query };
+        if let Some(query) = query {
+            target.push('?');
+            target.push_str(query);
+        }
+        Some(target)
     }
 }
 
@@ -176,7 +205,7 @@ impl<'a> View<'a> {
                 text(self.forwarded.get_or_init(|| joined(headers, &name, b", ")))
             }
             Field::Languages => Value::Array(Array::Texts(self.languages.get_or_init(|| languages(headers)))),
-            Field::Cookies => Value::Map(Map::Pairs(self.cookies.get_or_init(|| cookies(headers)))),
+            Field::Cookies => Value::Map(Map::Pairs(self.cookies())),
             Field::Uri => text(self.uri.get_or_init(|| uri(b"", &target.path, Some(&*target.query).filter(|q| !q.is_empty())))),
             Field::RawUri => text(self.raw_uri.get_or_init(|| uri(b"", target.raw_path, target.raw_query))),
             Field::FullUri => text(self.full_uri.get_or_init(|| {
@@ -201,10 +230,10 @@ impl<'a> View<'a> {
             Field::RawArgNames => Value::Array(Array::Names(self.raw_args())),
             Field::RawArgValues => Value::Array(Array::Seconds(self.raw_args())),
             Field::RawExtension => text(self.raw_extension.get_or_init(|| extension(target.raw_path)).as_bytes()),
-            Field::Body => text(facts.body?.bytes),
-            Field::BodySize => Value::Int(i64::try_from(facts.body?.size).unwrap_or(i64::MAX)),
-            Field::BodyTruncated => Value::Bool(facts.body?.truncated),
-            Field::BodyMime => text(body::sniff(facts.body?.bytes).unwrap_or(self.mime()).as_bytes()),
+            Field::Body => text(self.body()?.bytes),
+            Field::BodySize => Value::Int(i64::try_from(self.body()?.size).unwrap_or(i64::MAX)),
+            Field::BodyTruncated => Value::Bool(self.body()?.truncated),
+            Field::BodyMime => text(body::sniff(self.body()?.bytes).unwrap_or(self.mime()).as_bytes()),
             Field::Form => Value::Map(Map::Pairs(self.form())),
             Field::FormNames => Value::Array(Array::Names(self.form())),
             Field::FormValues => Value::Array(Array::Seconds(self.form())),
@@ -285,8 +314,8 @@ impl<'a> View<'a> {
     }
 
     /// The body as JSON, parsed once. `None` for text that is not the body, or no JSON.
-    pub(super) fn json(&self, text: &[u8]) -> Option<&Json> {
-        let body = self.facts.body?.bytes;
+    pub(crate) fn json(&self, text: &[u8]) -> Option<&Json> {
+        let body = self.body()?.bytes;
         if !std::ptr::eq(body, text) {
             return None;
         }
@@ -294,8 +323,16 @@ impl<'a> View<'a> {
     }
 
     /// A header of the request; empty if it is absent.
-    pub(super) fn header(&self, name: &HeaderName) -> &'a [u8] {
+    pub(crate) fn header(&self, name: &HeaderName) -> &'a [u8] {
         self.facts.headers.get(name).map(|v| v.as_bytes()).unwrap_or_default()
+    }
+
+    /// The body, as far as it was read.
+    pub(crate) fn body(&self) -> Option<Body<'a>> {
+        match self.facts.body {
+            Seen::Read(body) => Some(body),
+            Seen::Unread | Seen::Later => None,
+        }
     }
 
     fn user_agent(&self) -> &'a [u8] {
@@ -311,25 +348,37 @@ impl<'a> View<'a> {
         self.args.get_or_init(|| body::form(self.target.query.as_bytes()))
     }
 
-    fn raw_args(&self) -> &OwnPairs<'a> {
+    /// The arguments as they were sent.
+    pub(crate) fn raw_args(&self) -> &OwnPairs<'a> {
         self.raw_args.get_or_init(|| body::form(self.target.raw_query.unwrap_or_default().as_bytes()))
     }
 
     /// The media type that the request says its body is of.
-    pub(super) fn mime(&self) -> &str {
+    pub(crate) fn mime(&self) -> &str {
         self.mime.get_or_init(|| body::media_type(self.facts.header("content-type").unwrap_or_default()))
     }
 
     /// The body as a form, if it is one.
-    pub fn form(&self) -> &[(Cow<'a, [u8]>, Cow<'a, [u8]>)] {
-        let body = self.facts.body.map(|b| b.bytes).filter(|_| self.mime() == "application/x-www-form-urlencoded");
+    pub(crate) fn form(&self) -> &[(Cow<'a, [u8]>, Cow<'a, [u8]>)] {
+        let body = self.body().map(|b| b.bytes).filter(|_| self.mime() == "application/x-www-form-urlencoded");
         self.form.get_or_init(|| body::form(body.unwrap_or_default()))
+    }
+
+    /// The cookies.
+    pub(crate) fn cookies(&self) -> &OwnPairs<'a> {
+        self.cookies.get_or_init(|| cookies(self.facts.headers))
+    }
+
+    /// The parts of a multipart body: name, value, file name.
+    pub(crate) fn multipart(&self) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
+        let parts = self.parts();
+        parts.pairs.iter().zip(&parts.files).map(|((name, value), file)| (&**name, &**value, &**file))
     }
 
     fn parts(&self) -> &Parts<'a> {
         self.parts.get_or_init(|| {
             let kind = self.facts.header("content-type").filter(|_| self.mime().starts_with("multipart/"));
-            let (Some(kind), Some(body)) = (kind, self.facts.body) else { return Parts::default() };
+            let (Some(kind), Some(body)) = (kind, self.body()) else { return Parts::default() };
             let mut parts = Parts::default();
             for Part { name, value, filename, content_type, disposition, encoding } in body::multipart(kind, body.bytes) {
                 parts.names.push(name.clone());
@@ -377,14 +426,9 @@ fn joined<'h>(headers: &'h HeaderMap, name: &HeaderName, between: &[u8]) -> Cow<
 
 fn cookies(headers: &HeaderMap) -> OwnPairs<'_> {
     let all = headers.get_all(header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));
-    let pair = |pair: &'_ [u8]| {
-        let pair = pair.trim_ascii();
-        let at = memchr::memchr(b'=', pair)?;
-        Some((at, pair.len()))
-    };
     all.filter_map(|text| {
         let text = text.trim_ascii();
-        let (at, _) = pair(text)?;
+        let at = memchr::memchr(b'=', text)?;
         Some((url_decode(text.get(..at)?, false), Cow::Borrowed(text.get(at + 1..)?)))
     })
     .collect()

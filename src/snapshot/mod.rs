@@ -2,6 +2,7 @@
 
 mod regions;
 mod routes;
+mod rules;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -10,14 +11,19 @@ use std::time::Duration;
 
 use crate::client::address::Trust;
 use crate::client::place::Databases;
+use crate::client::standing::Standing;
 use crate::config::problem::{KeyPath, nearest};
 use crate::config::units::{Name, UpstreamUrl};
 use crate::config::{Config, Problem};
 use crate::key_path;
+use crate::lists::{Lists, Told};
 use crate::memory::Memory;
 use crate::regions::{Identity, Region, RegionId, Upstream};
 use crate::routes::{Route, RouteId, Router};
 use crate::signing::Key;
+use crate::transforms::Transforms;
+use crate::waf::Waf;
+use crate::waf::challenge::Challenges;
 
 /// Files that were read for the configuration, for the pure step that follows.
 #[derive(Debug, Default)]
@@ -28,6 +34,8 @@ pub struct Resources {
     pub authorities: HashMap<PathBuf, Arc<[Vec<u8>]>>,
     /// Certificates of ours by the paths of certificate and key.
     pub identities: HashMap<(PathBuf, PathBuf), Arc<Identity>>,
+    /// What lists tell, by their names.
+    pub lists: HashMap<String, Arc<Told>>,
 }
 
 /// Everything a decision reads. Each request holds on to one for its whole life.
@@ -39,6 +47,16 @@ pub struct Snapshot {
     pub databases: Databases,
     /// Opens and signs cookies.
     pub key: Arc<Key>,
+    /// Named lists.
+    pub lists: Lists,
+    /// What clients did lately.
+    pub standing: Arc<Standing>,
+    /// Challenges that were made and answered.
+    pub challenges: Arc<Challenges>,
+    /// What is rewritten, and who is sent elsewhere.
+    pub transforms: Transforms,
+    /// What may pass.
+    pub waf: Waf,
     /// The regions; [`RegionId`] is a position here.
     pub regions: Box<[Region]>,
     /// The routes; [`RouteId`] is a position here.
@@ -78,13 +96,29 @@ impl Snapshot {
 /// place of it.
 pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Result<(Snapshot, Vec<Problem>), Vec<Problem>> {
     // Exhaustive, so that a new key must be handled here.
-    let Config { listeners: _, admin, client, regions, routes, access_log, shutdown, resolver: _, state_dir: _, secret } = config;
+    let Config {
+        listeners: _,
+        admin,
+        client,
+        regions,
+        routes,
+        lists,
+        redirects,
+        transforms,
+        waf,
+        access_log,
+        shutdown,
+        resolver: _,
+        state_dir: _,
+        secret,
+    } = config;
     let mut compiler = Compiler {
         names: regions.keys().collect(),
         located: regions.values().map(|r| r.location.is_some()).collect(),
         checks: HashMap::new(),
         resources,
         memory,
+        lists: Lists::default(),
         problems: Vec::new(),
     };
 
@@ -127,8 +161,11 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     }
     let grace = shutdown.grace.0;
 
+    compiler.lists = compiler.lists(lists);
     let regions: Box<[Region]> = regions.iter().map(|(name, region)| compiler.region(name, region)).collect();
     let (routes, router) = compiler.routes(routes);
+    let transforms = compiler.transforms(redirects, transforms);
+    let waf = compiler.waf(waf);
 
     if compiler.problems.iter().any(Problem::is_error) {
         return Err(compiler.problems);
@@ -137,6 +174,11 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         trust: Trust { proxies: client.trusted_proxies.iter().map(|n| n.0).collect(), header: client.ip_header.0.clone() },
         databases: resources.databases.clone(),
         key: memory.key.clone(),
+        lists: compiler.lists,
+        standing: memory.standing.clone(),
+        challenges: memory.challenges.clone(),
+        transforms,
+        waf,
         regions,
         routes,
         router,
@@ -154,6 +196,7 @@ struct Compiler<'a> {
     checks: HashMap<UpstreamUrl, (u64, &'a Name)>,
     resources: &'a Resources,
     memory: &'a Memory,
+    lists: Lists,
     problems: Vec<Problem>,
 }
 

@@ -8,6 +8,7 @@ use crate::key_path;
 use crate::regions::RegionId;
 use crate::regions::steering::{Geo, Policy, Steering, Writes};
 use crate::routes::budget::Allowance;
+use crate::rules::Phase;
 use crate::routes::{Retry, Route, RouteId, Router, Timeouts};
 
 impl Compiler<'_> {
@@ -46,7 +47,7 @@ impl Compiler<'_> {
             for prefix in &paths {
                 // "/" and "any path" say the same, so they must not both win.
                 let prefix = if *prefix == "/" { "" } else { prefix };
-                if let Err(taken) = router.add(host, prefix, id) {
+                if let Err(taken) = router.add(host, prefix, id, route.matches.is_some()) {
                     let taken = names.get(taken.0 as usize).map_or("", String::as_str);
                     let shown = if prefix.is_empty() { "/" } else { prefix };
                     self.problems.push(
@@ -66,6 +67,7 @@ impl Compiler<'_> {
             name: _,
             hosts: _,
             paths: _,
+            matches,
             steering,
             timeouts,
             retry,
@@ -82,7 +84,9 @@ impl Compiler<'_> {
         }
         let config::Retry { attempts, statuses, non_idempotent, budget } = retry;
         let config::RetryBudget { percent, min_per_second } = *budget;
+        let filter = matches.as_ref().and_then(|m| self.filter(&path.join("match"), m, Phase::Request));
         Route {
+            filter,
             steering: self.steering(&path.join("steering"), &name, steering),
             timeouts: Timeouts { connect: connect.0, first_byte: first_byte.0, idle: idle.0, total: total.0 },
             retry: Retry {

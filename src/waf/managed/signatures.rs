@@ -1,47 +1,68 @@
 //! The signatures of the managed ruleset: words that make an input suspicious, and a pattern that settles it.
 //!
-//! Inputs arrive decoded and in lower case. A pattern that begins with `^\S*` wants a value that is one token, as a
-//! path or an address is and prose is not; that is what lets an article about an attack pass where the attack does not.
-//! Programs are posted to honest sites, so what looks like code counts at `Low` only outside bodies or at a value's start.
+//! Inputs arrive decoded and in lower case. A pattern that begins with `^\S*` wants a value that is one token, as a path
+//! or an address is and prose is not: an article about an attack passes where the attack does not. Honest people post
+//! programs, too, so what looks like code counts at `Low` outside bodies, at a value's start, or if it can be no accident.
 
 use super::{Category::*, Sensitivity::*, Signature, Targets};
 
 /// What a request says before its body.
-pub(super) const HEAD: Targets =
-    Targets::PATH.and(Targets::QUERY).and(Targets::COOKIE).and(Targets::AGENT).and(Targets::REFERER).and(Targets::HEADER);
+pub(super) const HEAD: Targets = FILES.and(Targets::AGENT).and(Targets::REFERER).and(Targets::HEADER);
 
 /// What an application takes for data.
 pub(super) const VALUES: Targets = Targets::QUERY.and(Targets::COOKIE).and(Targets::BODY);
 
-/// The first half: files, code, templates, lookups; by category and level.
+/// Where the name of a file is looked for.
+const FILES: Targets = Targets::PATH.and(Targets::QUERY).and(Targets::COOKIE);
+
+/// The words of `command!`.
+const COMMANDS: &[&str] = &[
+    "whoami", "uname", "config", "netstat", "systemi", "printenv", "cat ", "tac ", "head ", "tail ", "more ", "less ", "type ",
+    "dir ", "ls ", "ls)", "ls`", ";ls", "|ls", "&ls", "nl ", "wget ", "curl ", "tftp ", "lookup ", "dig ", "ping ", "nc ",
+    "ncat ", "sleep ", "sh -", "python", "perl -", "ruby -", "php -", "node -", "rm -", "chmod ", "touch /", "echo ", "cmd /",
+    "cmd.exe", "shell -", "hell.exe", "certutil", "net user", "ps aux", "ps -", "find /", ";id", "|id", "&id", "; id", "| id",
+    "& id", "(id", "`id", "\nid",
+];
+
+/// A shell command as an injection has it: with the arguments that set it apart from the English word.
+macro_rules! command {
+    () => {
+        concat!(
+            r"(?:/(?:usr/)?s?bin/)?(?:(?:whoami|uname|ifconfig|ipconfig|netstat|systeminfo|printenv|ls)",
+            r#"(?:\s+[-/][a-z]+)*\s*(?:[;|&`)#'"<>]|$)|(?:cat|tac|head|tail|nl|more|less|type|dir|ls)\s+(?:-\S+\s+)*"#,
+            r#"["']?(?:/|\.\.?/|~/|[a-z]:\\|%[a-z]+%|\$\{?[a-z]|\*)|(?:wget|curl|tftp|nslookup|dig|ping6?|nc|ncat)\s+"#,
+            r#"(?:-\S+\s+(?:[0-9]+\s+)?)*["']?(?:https?:|ftp:|[0-9]+(?:\.[0-9]+){3}|(?:[a-z0-9-]+\.)+[a-z]{2}|[`$\[])"#,
+            r#"|sleep\s+[0-9.]+[smh]?\s*(?:[;|&`)#'"]|$)|ping\s+-[a-z]\s|rm\s+-[a-z]*[rf]|touch\s+/|find\s+/"#,
+            r"|chmod\s+(?:[0-7]{3,4}|[ugoa]*\+[rwxs]+)\s|(?:ba|z|k|da|c)?sh\s+-[a-z]*[ic]\s|ps\s+(?:aux|-ef)",
+            r"|(?:python[0-9.]*|perl|ruby|php|node)\s+-[a-z]*[cer]\s|echo\s+[^;|&\n]*(?:>|\|\s*(?:ba)?sh|\$\(|`)",
+            r"|cmd(?:\.exe)?\s*/[ck]|powershell(?:\.exe)?\s+-|certutil(?:\.exe)?\s+-|net\s+user\s)",
+        )
+    };
+}
+
+/// The first half: files, code and lookups; by category and level.
 pub const SIGNATURES: &[Signature] = &[
     Signature {
-        id: "traversal-password-file",
+        id: "traversal-system-file",
         category: Traversal,
         level: Low,
-        reason: "A value names a file of passwords of a Unix system (CWE-22)",
+        reason: "A value names a file of passwords, or of a process, of a Unix system (CWE-22)",
         targets: Targets::ALL,
-        words: &["passwd", "shadow", "sudoers"],
-        confirm: Some(r"^\S*etc(?:[/\\.]|%(?:25)*(?:2f|5c))+(?:passwd|g?shadow|master\.passwd|sudoers)-?(?:[^a-z0-9_\s-]\S*)?\s*$"),
-    },
-    Signature {
-        id: "traversal-proc",
-        category: Traversal,
-        level: Low,
-        reason: "A value names a process's memory, environment or files (CWE-22)",
-        targets: Targets::ALL,
-        words: &["proc/"],
-        confirm: Some(r"^\S*/proc/+(?:self|thread-self|[0-9]{1,7})/+(?:environ|cmdline|maps|mem|fd|cwd|root|exe|status)(?:\W\S*)?$"),
+        words: &["passwd", "shadow", "sudoers", "proc/"],
+        confirm: Some(concat!(
+            r"^\S*(?:etc(?:[/\\.]|%(?:25)*(?:2f|5c))+(?:passwd|g?shadow|master\.passwd|sudoers)-?",
+            r"|/proc/+(?:[a-z-]*self|[0-9]+)/+(?:environ|cmdline|maps|mem|fd|cwd|root|exe|status))(?:[^a-z0-9_\s-]\S*)?\s*$",
+        )),
     },
     Signature {
         id: "traversal-target",
         category: Traversal,
         level: Low,
         reason: "A path climbs out of its folder towards a system or secret file (CWE-22)",
-        targets: Targets::PATH.and(VALUES).and(Targets::HEADER),
+        targets: FILES.and(Targets::BODY).and(Targets::HEADER),
         words: &["../", "..\\"],
         confirm: Some(concat!(
-            r"^\S*\.\.[/\\]\S*(?:\betc[/\\]|\bproc[/\\]|windows[/\\]|winnt[/\\]|win\.ini|boot\.ini|web-inf|wp-config|",
+            r"^\S*\.\.(?:[/\\]\S*)?[/\\](?:etc[/\\]|proc[/\\]|windows[/\\]|winnt[/\\]|win\.ini|boot\.ini|web-inf|wp-config|",
             r"\.ssh[/\\]|\.aws[/\\]|\.htpasswd|var[/\\]log|web\.config|\.git[/\\])",
         )),
     },
@@ -50,9 +71,9 @@ pub const SIGNATURES: &[Signature] = &[
         category: Traversal,
         level: Low,
         reason: "A path climbs three folders or more (CWE-22)",
-        targets: Targets::PATH.and(Targets::QUERY).and(Targets::COOKIE),
+        targets: FILES,
         words: &["../", "..\\"],
-        confirm: Some(r"(?:^|[^a-z0-9_.])\.{2,4}[/\\]+(?:\.[/\\]+)?\.{2,4}[/\\]+(?:\.[/\\]+)?\.{2,4}(?:[/\\]|$)"),
+        confirm: Some(r"(?:^|[^a-z0-9_.])(?:\.{2,4}[/\\]+(?:\.[/\\]+)?){2}\.{2,4}(?:[/\\]|$)"),
     },
     Signature {
         id: "traversal-encoded",
@@ -60,10 +81,10 @@ pub const SIGNATURES: &[Signature] = &[
         level: Low,
         reason: "A climb is encoded to escape notice (CWE-22, CVE-2021-41773)",
         targets: Targets::PATH.and(Targets::QUERY),
-        words: &["%2e%2e", "..%", "%252e", "%2e.", ".%2e", "%c0%a", "%uff0e", "%u002e"],
+        words: &["%2e%2e", "..%", "%252e", "%2e.", ".%2e", "%%32", "%c0%a", "%uff0e", "%u002e"],
         confirm: Some(concat!(
-            r"(?:\.|%(?:25)*(?:2e|c0%ae)|%u(?:ff0e|002e)){2}(?:[\\/]|%(?:25)*(?:2f|5c|c0%af)|%u(?:2215|2216|002f))",
-            r"|[/\\.]%c0%af",
+            r"(?:\.|%(?:25|%32%35)*(?:2e|%32%65|c0%ae)|%u(?:ff0e|002e)){2}",
+            r"(?:/|\\|%(?:25|%32%35)*(?:2f|5c|%32%66|c0%af)|%u(?:2215|2216|002f))|[/\\.]%c0%af",
         )),
     },
     Signature {
@@ -72,7 +93,7 @@ pub const SIGNATURES: &[Signature] = &[
         level: Low,
         reason: "A path parameter hides a climb from a proxy (CWE-22, CVE-2020-5902)",
         targets: Targets::PATH,
-        words: &["..;/", "/..;", "..%3b", ";/../", "/;/"],
+        words: &["..;", "..%3b", ";/../", "/;/"],
         confirm: Some(r"/\.\.(?:;|%3b)|;/\.\./|/;/(?:\.\.|wls|web-inf)"),
     },
     Signature {
@@ -80,8 +101,8 @@ pub const SIGNATURES: &[Signature] = &[
         category: Traversal,
         level: Low,
         reason: "A value names a system file of Windows (CWE-22)",
-        targets: HEAD,
-        words: &["win.ini", "boot.ini", "system.ini", "system32", "\\windows\\", "inetpub"],
+        targets: FILES.and(Targets::HEADER),
+        words: &["win.ini", "boot.ini", "system.ini", "system32", "inetpub"],
         confirm: Some(concat!(
             r"^(?:\S*\.\.[/\\]\S*|(?:file:/+)?(?:[a-z]:|%[a-z]+%)?[/\\]+)(?:boot\.ini|(?:windows|winnt)[/\\]+",
             r"(?:win\.ini|system\.ini|system32[/\\]+(?:config|drivers|inetsrv|cmd))|inetpub[/\\]+\S+\.config)",
@@ -91,10 +112,10 @@ pub const SIGNATURES: &[Signature] = &[
         id: "traversal-wrapper",
         category: Traversal,
         level: Low,
-        reason: "A stream wrapper of PHP where a file name belongs (CWE-98)",
+        reason: "A stream wrapper of PHP stands where a file name belongs (CWE-98)",
         targets: VALUES,
-        words: &["php://", "phar://", "expect://", "zip://", "zlib://", "data://", "glob://", "ogg://"],
-        confirm: Some(r"^\s*(?:php:/+(?:filter|input|fd|stdin|memory|temp)|(?:phar|expect|zip|compress\.zlib|data|glob|ogg):/+\S)"),
+        words: &["php:/", "phar:/", "expect:/", "zip:/", "zlib:/", "data:/", "glob:/", "ogg:/"],
+        confirm: Some(r"^\s*(?:php:/+(?:filter/|(?:input|fd|memory|temp)\S*$)|(?:phar|expect|zip|compress\.zlib|data|glob|ogg)://\S)"),
     },
     Signature {
         id: "traversal-java",
@@ -103,34 +124,23 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "The private folder of a Java application is asked for (CWE-552)",
         targets: Targets::PATH.and(Targets::QUERY),
         words: &["web-inf", "meta-inf"],
-        confirm: Some(r"^(?:\.|/|file:|https?:)\S*?(?:web-inf(?:[/\\]|%2f)|meta-inf[/\\](?:context\.xml|persistence\.xml|manifest\.mf$))"),
+        confirm: Some(r"^(?:\.|/|file:|https?:)\S*?(?:web-inf(?:[/\\.]|%2f)|meta-inf[/\\](?:context|persistence)\.xml)"),
     },
     Signature {
         id: "traversal-key-file",
         category: Traversal,
         level: Low,
-        reason: "A value names a private key or the credentials of a person (CWE-22)",
+        reason: "A value names somebody's private key, credentials or history (CWE-22)",
         targets: Targets::QUERY.and(Targets::COOKIE),
         words: &["ssh/", "aws/", "kube/", "docker/", "gnupg/", "_history", "/.env"],
-        confirm: Some(
-            r"^[./~\\a-z]\S*(?:\.(?:ssh|aws|gnupg|kube|docker)/(?:id_[a-z0-9]+|authorized_keys|credentials|config)|\.\w+_history|\.\./\.env)",
-        ),
-    },
-    Signature {
-        id: "traversal-log-file",
-        category: Traversal,
-        level: Medium,
-        reason: "A value names a log, which an attacker can fill with code (CWE-22)",
-        targets: Targets::QUERY.and(Targets::COOKIE),
-        words: &["/log/", "/logs/", "_log"],
-        confirm: Some(r"^(?:/|\.\.)\S*/(?:var/log/|logs?/(?:access|error)|access_log|error_log)"),
+        confirm: Some(r"^\S*[/\\]\.(?:(?:ssh|aws|gnupg|kube|docker)/(?:id_[a-z]|[a-z]+_keys|cred|conf)|[a-z]+_history$|env$)"),
     },
     Signature {
         id: "traversal-climb-two",
         category: Traversal,
         level: Medium,
         reason: "A path climbs two folders (CWE-22)",
-        targets: Targets::PATH.and(Targets::QUERY).and(Targets::COOKIE),
+        targets: FILES,
         words: &["../", "..\\"],
         confirm: Some(r"(?:^|[/\\=])\.\.[/\\]+\.\.(?:[/\\]|$)"),
     },
@@ -139,7 +149,7 @@ pub const SIGNATURES: &[Signature] = &[
         category: Traversal,
         level: High,
         reason: "A path climbs a folder (CWE-22)",
-        targets: Targets::PATH.and(Targets::QUERY).and(Targets::COOKIE),
+        targets: FILES,
         words: &["/..", "\\..", "../", "..\\"],
         confirm: Some(r"(?:^|[/\\=])\.\.(?:[/\\]|$)"),
     },
@@ -149,7 +159,293 @@ pub const SIGNATURES: &[Signature] = &[
         level: Low,
         reason: "A value ends and a shell command begins (CWE-78)",
         targets: Targets::ALL,
-        words: &[";", "|", "&"],
-        confirm: None,
+        words: COMMANDS,
+        confirm: Some(concat!(
+            r#"^(?:[0-9a-f.:"')]*\s{0,3}[;|&]{1,2}\s*id\s*(?:[;|&#]|$)|(?:[0-9a-f.:"')]*\s{0,3}|[^\s`$<>]*)[;|&]{1,2}\s*"#,
+            command!(),
+            ")",
+        )),
+    },
+    Signature {
+        id: "rce-shell-substitution",
+        category: Rce,
+        level: Low,
+        reason: "A shell would run part of a value, or its second line (CWE-78)",
+        targets: HEAD,
+        words: COMMANDS,
+        confirm: Some(concat!(r"(?:\$\(|`)\s*(?:id|pwd)\s*[)`]|^\S*\n\s*id\s*$|(?:\$\(|`|^\S*\n)\s*", command!())),
+    },
+    Signature {
+        id: "rce-shell-value",
+        category: Rce,
+        level: Low,
+        reason: "A value is a shell's command substitution, and nothing else (CWE-78)",
+        targets: Targets::BODY,
+        words: COMMANDS,
+        confirm: Some(concat!(r"^\s*(?:\$\(\s*id\s*\)$|\$\(\s*", command!(), r"[^)]*\)?\s*$|`\s*", command!(), r"[^`]*`?\s*$)")),
+    },
+    Signature {
+        id: "rce-shell-space",
+        category: Rce,
+        level: Low,
+        reason: "A shell command avoids spaces, as no person would (CWE-78)",
+        targets: Targets::ALL,
+        words: &["$ifs", "${ifs", "{cat,", "{ls,", "{wget,", "{curl,", "{ping,", "{sleep,", "{bash,"],
+        confirm: Some(r"[a-z0-9/]\$\{?ifs(?:[^a-z]|$)|\{(?:cat|ls|wget|curl|ping|sleep|bash),(?:[/.~-]|https?:|[0-9])"),
+    },
+    Signature {
+        id: "rce-reverse-shell",
+        category: Rce,
+        level: Low,
+        reason: "A shell is handed to somebody outside (CWE-78)",
+        targets: Targets::ALL,
+        words: &["/dev/tcp/", "/dev/udp/", "nc -", "ncat -", "netcat ", "mkfifo ", "nc ", "/bin/sh", "/bin/bash"],
+        confirm: Some(concat!(
+            r"sh\s+-i\s*[0-9]?[>&<|]+\s*/dev/(?:tcp|udp)/|exec\s+[0-9]+<>\s*/dev/(?:tcp|udp)/|mkfifo\s+\S+\s*;.*(?:nc\s|sh\s+-i)",
+            r#"|(?:nc|ncat|netcat)\s+(?:\S+\s+){0,4}?-[a-z]*[ec]\s*["']?(?:/bin/|cmd)|["']/bin/(?:ba)?sh["']\s*,\s*["']-i["']"#,
+        )),
+    },
+    Signature {
+        id: "rce-download",
+        category: Rce,
+        level: Low,
+        reason: "A program is fetched from a bare address and run, as botnets spread (CWE-78)",
+        targets: Targets::ALL,
+        words: &["wget", "curl", "tftp"],
+        confirm: Some(concat!(
+            r"(?:wget|curl|tftp)[^;|&\n]*[^0-9.][0-9]{1,3}(?:\.[0-9]{1,3}){3}[^;|&\n]*[;|&]+\s*",
+            r"(?:chmod|(?:ba)?sh[\s;]|busybox|\./|perl|python|curl|wget|tftp|cat\s|rm\s)",
+        )),
+    },
+    Signature {
+        id: "rce-shellshock",
+        category: Rce,
+        level: Low,
+        reason: "A header defines a function for an old bash to run (CVE-2014-6271)",
+        targets: HEAD,
+        words: &["() {", "(){"],
+        confirm: Some(r"^\s*\(\)\s*\{\s*[a-z:_]*\s*;?\s*\}\s*[;>]"),
+    },
+    Signature {
+        id: "rce-powershell",
+        category: Rce,
+        level: Low,
+        reason: "PowerShell is to run an encoded command (CWE-78)",
+        targets: Targets::ALL,
+        words: &["powershell", "pwsh"],
+        confirm: Some(r#"(?:powershell|pwsh)(?:\.exe)?["']?\s+(?:[-/]\S+\s+(?:[a-z0-9]+\s+)?)*?[-/]e[a-z]*\s+[a-z0-9+/=]{20}"#),
+    },
+    Signature {
+        id: "rce-php-input",
+        category: Rce,
+        level: Low,
+        reason: "PHP is to run what the request brings (CWE-94)",
+        targets: Targets::ALL,
+        words: &["$_get", "$_post", "$_request", "$_cookie", "$_server", "${_get", "${_post"],
+        confirm: Some(concat!(
+            r"(?:eval|assert|system|exec|passthru|popen|proc_open|create_function|call_user_func(?:_array)?)\s*\(\s*",
+            r#"(?:[a-z_0-9]+\s*\(\s*)?["'@]?\$\{?_(?:get|post|request|cookie|server)|`\s*\$_|\$_[a-z]+\s*\[[^\]]*\]\s*\("#,
+        )),
+    },
+    Signature {
+        id: "rce-php-call",
+        category: Rce,
+        level: Low,
+        reason: "A value is a call of PHP's (CWE-94)",
+        targets: VALUES,
+        words: &["phpinfo", "system(", "passthru(", "shell_exec", "popen(", "assert(", "eval(", "md5(", "scandir(", "uname("],
+        confirm: Some(concat!(
+            r#"^[\s;'"})@.]*(?:phpinfo\s*\(\s*\)|(?:system|passthru|shell_exec|popen)\s*\(\s*['"$][^;]*\)|"#,
+            r"(?:assert|eval)\s*\(\s*(?:base64_decode|gzinflate|str_rot13|hex2bin|phpinfo|system|\$_)|",
+            r"(?:print|print_r|die|echo|exit|var_dump)[\s(]*(?:md5|scandir|php_uname|phpinfo|system|shell_exec|passthru)\s*\()",
+        )),
+    },
+    Signature {
+        id: "rce-php-tag",
+        category: Rce,
+        level: Low,
+        reason: "A PHP program is written where a log or a page may run it (CWE-94)",
+        targets: HEAD,
+        words: &["<?php", "<?=", "<? "],
+        confirm: Some(r"<\?(?:php|=)?[^>]*(?:system|exec|passthru|eval|assert|phpinfo|file_put_contents|md5)\s*\(|<\?=\s*`"),
+    },
+    Signature {
+        id: "rce-php-cgi",
+        category: Rce,
+        level: Low,
+        reason: "The query sets options of PHP's CGI program (CVE-2012-1823, CVE-2024-4577)",
+        targets: Targets::QUERY,
+        words: &["allow_url_include", "auto_prepend_file", "auto_append_file"],
+        confirm: Some(r"^.{0,3}d\s+(?:allow_url_include|auto_(?:pre|ap)pend_file)(?:\s*=|$)"),
+    },
+    Signature {
+        id: "rce-known-hole",
+        category: Rce,
+        level: Low,
+        reason: "A known hole of PHPUnit, Laravel, Exchange, BIG-IP or ThinkPHP (CVE-2017-9841, CVE-2021-3129, CVE-2018-20062)",
+        targets: Targets::PATH.and(Targets::QUERY),
+        words: &["/eval-stdin", "ignition/exec", "manager/lib", "util/bash", "discover.json", "think\\", "/invokefunction"],
+        confirm: Some(concat!(
+            r"/eval-stdin\.php|/_ignition/execute|wp-file-manager/lib/php|/mgmt/tm/util/bash",
+            r"|autodiscover\.json(?:\?|%3f)?(?:@|%40)|think\\(?:app|container|request|template)|/invokefunction",
+        )),
+    },
+    Signature {
+        id: "rce-code",
+        category: Rce,
+        level: Low,
+        reason: "An expression reaches for processes through Java or Node.js (CWE-94, CWE-917)",
+        targets: HEAD,
+        words: &["getruntime", "java.lang.", "scriptengine", "mainmodule", "child_process", "global.process", "('fs')"],
+        confirm: Some(concat!(
+            r#"getruntime\s*\(\s*\)\s*\.\s*exec\s*\(\s*["'\[n#]|[@(]java\.lang\.(?:runtime|processbuilder|system|thread)[^a-z]"#,
+            r#"|forname\s*\(\s*["']java\.lang|new\s+java\.lang\.processbuilder|new\s+javax\.script\.scriptenginemanager"#,
+            r#"|process\.mainmodule|require\s*\(\s*["'`](?:node:)?(?:child_process|fs)["'`]\s*\)\s*[.\[]|global\.process\."#,
+        )),
+    },
+    Signature {
+        id: "rce-ognl",
+        category: Rce,
+        level: Low,
+        reason: "An OGNL expression, as run by Struts and Confluence (CVE-2017-5638, CVE-2022-26134)",
+        targets: Targets::ALL,
+        words: &["_memberaccess", "@java.", "#context[", "ognlcontext", "(#cmd", "@org.apache.", "@com.opensymphony."],
+        confirm: Some(r"_memberaccess\s*[\[=.(]|#context\[|ognlcontext@|\(#cmd|@(?:java|org\.apache|com\.opensymphony)\.\S+@"),
+    },
+    Signature {
+        id: "rce-spring-expression",
+        category: Rce,
+        level: Low,
+        reason: "A Spring expression names a Java type (CVE-2022-22963)",
+        targets: Targets::ALL,
+        words: &["(java.", "( java.", "(javax.", "(org.springframework."],
+        confirm: Some(r"(?:^|[^a-z0-9_])t\s*\(\s*(?:java|javax|org\.springframework)\.[a-z]"),
+    },
+    Signature {
+        id: "rce-parameter-name",
+        category: Rce,
+        level: Low,
+        reason: "A parameter's name reaches into Spring's class loader or Drupal's rendering (CVE-2022-22965, CVE-2018-7600)",
+        targets: Targets::QUERY.and(Targets::BODY),
+        words: &["classloader", "[#post_render]", "[#pre_render]", "[#lazy_builder]", "[#markup]", "mail/#value"],
+        confirm: Some(r#"^(?:[a-z0-9_]+\.)?class(?:\.module|\["?module"?\])?(?:\.|\[["']?)classloader(?:["'\].]|$)|[/\[]#"#),
+    },
+    Signature {
+        id: "rce-gadget",
+        category: Rce,
+        level: Low,
+        reason: "What deserialisers of Java, .NET or JavaScript are made to misuse (CWE-502, CVE-2025-55182)",
+        targets: VALUES.and(Targets::HEADER),
+        words: &["functors.", "latesimpl", "wsetimpl", "class=", "<java.", "@type", "provider", "nd_func", ":__proto", ":constr"],
+        confirm: Some(concat!(
+            r"^\S*(?:functors\.invokertransformer|trax\.templatesimpl|jdbcrowsetimpl|data\.objectdataprovider)\S*$",
+            r#"|class\s*=\s*["']java\.(?:lang\.(?:processbuilder|runtime)|beans\.(?:xmldecoder|eventhandler))"#,
+            r#"|<java\.lang\.processbuilder|"@type"\s*:\s*"(?:com\.sun\.rowset|java\.lang\.(?:class|autocloseable))"#,
+            r"|_\$\$nd_func\$\$_|:__proto__:|:constructor:constructor",
+        )),
+    },
+    Signature {
+        id: "rce-serialized",
+        category: Rce,
+        level: Low,
+        reason: "A serialised object of Java, .NET or PHP outside a body (CWE-502)",
+        targets: HEAD,
+        words: &["ro0ab", "aced0005", "aaeaaad/", "tzo", ":{s:", ":{i:", ":{o:", ":{a:", ":{}", ":{b:"],
+        confirm: Some(concat!(
+            r"^(?:bearer\s+)?(?:ro0ab[a-z0-9+/_-]{12}|aced0005[0-9a-f]{8}|aaeaaad/{5}|tzo[w-z0-5](?:oi|[mno][a-z]oi)[a-z0-9]{8})",
+            r#"|(?:^|[;:{|])o:\+?[0-9]{1,4}:"(?:[^s"]|s[^t"]|st[^d"])[^"]*":[0-9]+:\{"#,
+        )),
+    },
+    Signature {
+        id: "rce-pickle",
+        category: Rce,
+        level: Low,
+        reason: "A pickled object of Python (CWE-502)",
+        targets: Targets::ALL,
+        words: &["gasv", "\nsystem\n", "__builtin__\n", "builtins\n", "\npopen\n", "y29zcnn5c3rlbq"],
+        confirm: Some(r"^gasv[a-z0-9+/_-]{3}a{7}|^y29zcnn5c3rl|c(?:os|posix|nt|subprocess|__builtin__|builtins)\n[a-z_]+\n"),
+    },
+    Signature {
+        id: "rce-prototype",
+        category: Rce,
+        level: Low,
+        reason: "A parameter's name changes the prototype of all objects (CWE-1321)",
+        targets: Targets::QUERY.and(Targets::BODY),
+        words: &["__proto__", "constructor[prototype]", "constructor][prototype]", "constructor.prototype."],
+        confirm: Some(concat!(
+            r"^(?:__proto__[.\[]|[a-z0-9_]*(?:\[[a-z0-9_]*\])*\[__proto__\]|constructor\.prototype\.[a-z0-9_]+$|",
+            r"(?:[a-z0-9_]+\[)?constructor\]?\[prototype\])",
+        )),
+    },
+    Signature {
+        id: "rce-prototype-key",
+        category: Rce,
+        level: Low,
+        reason: "A key of a JSON document changes the prototype of all objects (CWE-1321)",
+        targets: Targets::BODY,
+        words: &["__proto__"],
+        confirm: Some(r#"^__proto__$|^\s*[\[{].*"__proto__"\s*:"#),
+    },
+    Signature {
+        id: "rce-server-include",
+        category: Rce,
+        level: Low,
+        reason: "A server-side include runs a command or reads a file (CWE-97)",
+        targets: Targets::ALL,
+        words: &["<!--#"],
+        confirm: Some(r#"<!--#\s*(?:exec\s+(?:cmd|cgi)|printenv|include\s+[a-z]+\s*=\s*["']?(?:/etc|/proc|\.\.))"#),
+    },
+    Signature {
+        id: "rce-shell-anywhere",
+        category: Rce,
+        level: Medium,
+        reason: "A shell command follows a separator (CWE-78)",
+        targets: Targets::ALL,
+        words: COMMANDS,
+        confirm: Some(concat!(r"(?:[;|&`\n]|\$\()\s*", command!())),
+    },
+    Signature {
+        id: "rce-code-in-body",
+        category: Rce,
+        level: Medium,
+        reason: "A body carries a program that runs programs, or a serialised object (CWE-94, CWE-502)",
+        targets: Targets::BODY,
+        words: &["<?php", "<?=", "runtime", "builder", "_process", "module", "decode(", "inflate(", "loadstring", "os.", "ro0ab", ":{s:"],
+        confirm: Some(concat!(
+            r"<\?(?:php|=)[^?]*(?:system|exec|passthru|eval|assert|phpinfo|popen)\s*\(|getruntime\s*\(\s*\)\s*\.\s*exec",
+            r"|new\s+(?:java\.lang\.)?processbuilder\s*\(|child_process|process\.mainmodule|downloadstring\s*\(",
+            r#"|eval\s*\(\s*(?:base64_decode|gzinflate)|os\.(?:system|popen)\s*\(|^ro0ab[a-z0-9+/]{8}|o:[0-9]+:"\S+:\{s"#,
+        )),
+    },
+    Signature {
+        id: "log4shell-jndi",
+        category: Log4shell,
+        level: Low,
+        reason: "Log4j is to fetch an object from a name service (CVE-2021-44228)",
+        targets: Targets::ALL,
+        words: &["{jndi", "{ jndi", "%7bjndi", "\\u007bjndi"],
+        confirm: Some(r"(?:\$|%24|\\u0024)(?:\{|%7b|\\u007b)\s*jndi\s*(?::|%3a)\s*(?:ldap|rmi|[dn][ni]s|iiop|corba|http|\$\{|/)"),
+    },
+    Signature {
+        id: "log4shell-nested",
+        category: Log4shell,
+        level: Low,
+        reason: "A Log4j lookup is spelled with other lookups (CVE-2021-44228)",
+        targets: Targets::ALL,
+        words: &["${::-", "${:-", "{lower:", "{upper:", "{env:", "{sys:", "{date:", "{ctx:", "{java:", "{base64:", "${${"],
+        confirm: Some(concat!(
+            r"\$\{(?:[jndi]{0,4}|jndi:?[a-z]{0,5}:?)\$\{[^{}]*(?::-|lower:|upper:)|\$\{::?-[^{}]{1,4}\}[^{}]{0,3}\$\{::?-",
+            r"|(?:\$\{(?:lower:|upper:|(?:env|sys|ctx|java|main|k8s|map|web)[^{}]*:-)[^{}]{1,4}\}[a-z:/]{0,4}){2}",
+            r"|\$\{date:'[^'{}]{1,4}'\}|\$\{base64:[a-z0-9+/=]{8,}\}|\$\{(?:\$\{[^{}]{0,20}\}){4}",
+        )),
+    },
+    Signature {
+        id: "log4shell-lookup",
+        category: Log4shell,
+        level: Medium,
+        reason: "A Log4j lookup would tell something of the server (CVE-2021-45046)",
+        targets: HEAD,
+        words: &["{env:", "{sys:", "{java:", "{ctx:", "{hostname", "{k8s:", "{docker:", "{spring:", "{main:", "{lower:"],
+        confirm: Some(r"\$\{(?:(?:env|sys|java|ctx|k8s|docker|spring|main|lower):[a-z0-9_.$:{-]+|hostname)\}"),
     },
 ];

@@ -1,37 +1,23 @@
 //! The reload machine: read -> same digest, stop -> compile -> boot settings differ, refuse -> resolve
 //! new names -> one swap -> drop what is gone. A failure before the swap changes nothing.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+mod gather;
+
+use std::hash::{Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex as SyncMutex;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-
-use crate::client::city::CityDatabase;
-use crate::client::country::CountryDatabase;
-use crate::client::place::Databases;
 use crate::config::load::Failed;
-use crate::config::problem::KeyPath;
-use crate::config::{self, Config, Fingerprint, Input, Paths, Problem};
+use crate::config::{self, Config, Input, Paths, Problem};
 use crate::key_path;
 use crate::memory::Memory;
 use crate::observe::access_log;
-use crate::regions::Identity;
-use crate::snapshot::{Resources, Snapshot, compile};
+use crate::snapshot::{Snapshot, compile};
 use crate::state::{Live, ReloadStatus, State};
-
-/// A database and the file it was read from.
-type Read<T> = Option<(Fingerprint, Arc<T>)>;
-
-/// Databases and the files they were read from: one that has not changed is not read again.
-#[derive(Debug, Clone, Default)]
-pub struct Known {
-    countries: Read<CountryDatabase>,
-    cities: Read<CityDatabase>,
-}
+use gather::Gathered;
+pub use gather::Known;
 
 /// A configuration that could be put in force.
 #[derive(Debug)]
@@ -53,26 +39,8 @@ pub struct Build {
 /// that has not changed. Blocks on disk.
 pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Failed> {
     let mut loaded = config::load(paths)?;
-    let mut gathered =
-        Gathered { resources: Resources::default(), inputs: Vec::new(), problems: Vec::new(), hasher: DefaultHasher::new() };
-    let client = &loaded.config.client;
-    let (at, key) = (paths, key_path!["client", "country_database"]);
-    let countries = gathered.database(
-        at,
-        client.country_database.as_ref(),
-        key,
-        "country",
-        &known.countries,
-        |db| &db.path,
-        CountryDatabase::new,
-    );
-    let key = key_path!["client", "city_database"];
-    let cities =
-        gathered.database(at, client.city_database.as_ref(), key, "city", &known.cities, |db| &db.path, CityDatabase::new);
-    gathered.resources.databases =
-        Databases { countries: countries.as_ref().map(|(_, db)| db.clone()), cities: cities.as_ref().map(|(_, db)| db.clone()), systems: None };
-    let known = Known { countries, cities };
-    gathered.certificates(paths, &loaded.config);
+    let mut gathered = Gathered::default();
+    let known = gathered.everything(paths, &loaded.config, known);
     if let Some(dir) = &mut loaded.config.state_dir {
         *dir = paths.resolve(dir);
     }
@@ -93,122 +61,6 @@ pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Fai
         }
         _ => Err(Failed { problems, inputs }),
     }
-}
-
-struct Gathered {
-    resources: Resources,
-    inputs: Vec<Input>,
-    problems: Vec<Problem>,
-    hasher: DefaultHasher,
-}
-
-impl Gathered {
-    /// Reads a database, unless the known one is of the same file.
-    #[expect(clippy::too_many_arguments, reason = "two kinds of databases are read in the same way")]
-    fn database<T>(
-        &mut self,
-        paths: &Paths,
-        path: Option<&PathBuf>,
-        key: KeyPath,
-        kind: &str,
-        known: &Read<T>,
-        path_of: impl FnOnce(&T) -> &PathBuf,
-        new: impl FnOnce(PathBuf, Vec<u8>) -> Result<T, String>,
-    ) -> Read<T> {
-        let path = paths.resolve(path?);
-        let input = Input::now(path.clone());
-        let fingerprint = input.seen;
-        self.inputs.push(input);
-        let database = match known.as_ref().filter(|(of, db)| Some(*of) == fingerprint && *path_of(db) == path) {
-            Some((_, known)) => Ok(known.clone()),
-            None => std::fs::read(&path).map_err(|e| e.to_string()).and_then(|bytes| new(path.clone(), bytes)).map(Arc::new),
-        };
-        match (database, fingerprint) {
-            (Ok(database), Some(fingerprint)) => {
-                fingerprint.hash(&mut self.hasher);
-                Some((fingerprint, database))
-            }
-            (Ok(_), None) => None,
-            (Err(error), _) => {
-                let message = format!("the {kind} database `{}` cannot be used: {error}", path.display());
-                self.problems.push(Problem::error(key, message).label("this file"));
-                None
-            }
-        }
-    }
-
-    /// Authorities, and certificates of ours, of every upstream.
-    fn certificates(&mut self, paths: &Paths, config: &Config) {
-        for (name, region) in &config.regions {
-            for (i, upstream) in region.upstreams.iter().enumerate() {
-                let at = key_path!["regions", name, "upstreams", i, "tls"];
-                let config::UpstreamTls { sni: _, ca, cert, key } = upstream.options().tls;
-                if let Some(ca) = ca
-                    && let Some(der) = self.pem(paths, &ca, &at.join("ca"), "authorities", certificates)
-                {
-                    self.resources.authorities.insert(ca, der.into());
-                }
-                if let (Some(cert), Some(key)) = (cert, key) {
-                    let chain = self.pem(paths, &cert, &at.join("cert"), "certificate", certificates);
-                    let private = self.pem(paths, &key, &at.join("key"), "key", private_key);
-                    if let (Some(chain), Some(private)) = (chain, private) {
-                        match identity(chain, private) {
-                            Ok(identity) => drop(self.resources.identities.insert((cert, key), Arc::new(identity))),
-                            Err(error) => self.problems.push(Problem::error(at.join("key"), error).label("this file")),
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn pem<T: Hash>(
-        &mut self,
-        paths: &Paths,
-        path: &Path,
-        at: &KeyPath,
-        what: &str,
-        read: impl FnOnce(&Path) -> Result<T, String>,
-    ) -> Option<T> {
-        let path = paths.resolve(path);
-        self.inputs.push(Input::now(path.clone()));
-        match read(&path) {
-            Ok(found) => {
-                found.hash(&mut self.hasher);
-                Some(found)
-            }
-            Err(error) => {
-                let message = format!("the {what} in `{}` cannot be used: {error}", path.display());
-                self.problems.push(Problem::error(at.clone(), message).label("this file"));
-                None
-            }
-        }
-    }
-}
-
-/// The certificates of a PEM file, each known to parse.
-fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
-    let all = CertificateDer::pem_file_iter(path).map_err(|e| e.to_string())?;
-    let all: Vec<Vec<u8>> = all.map(|c| c.map(|c| c.to_vec())).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
-    if all.is_empty() {
-        return Err("there is no certificate in it".to_owned());
-    }
-    for der in &all {
-        x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
-    }
-    Ok(all)
-}
-
-/// The private key of a PEM file, in DER.
-fn private_key(path: &Path) -> Result<Vec<u8>, String> {
-    let key = PrivateKeyDer::from_pem_file(path).map_err(|e| e.to_string())?;
-    Ok(key.secret_der().to_vec())
-}
-
-/// A certificate and its key, known to belong together.
-fn identity(chain: Vec<Vec<u8>>, key: Vec<u8>) -> Result<Identity, String> {
-    crate::proxy::check_identity(&chain, &key)?;
-    Ok(Identity { chain, key })
 }
 
 /// The configuration in force, and how to replace it.

@@ -1,0 +1,112 @@
+//! What rules and transforms made of the request, each with the values that it compared.
+
+use serde::Serialize;
+
+use crate::decide::{Decision, asker, rewritten};
+use crate::request::{Facts, Moment};
+use crate::rules::View;
+use crate::rules::view::Target;
+use crate::snapshot::Snapshot;
+use crate::transforms::Change;
+use crate::waf::{Action, CLEARED};
+
+/// What the firewall made of the request.
+#[derive(Debug, Default, Serialize)]
+pub struct Firewall {
+    /// The client's threat score, 0 to 100, if there are rules.
+    pub threat_score: Option<u8>,
+    /// Every rule of the operator's, in order.
+    pub rules: Vec<RuleSeen>,
+    /// What the managed ruleset found, if it is on: nothing, or a rule and where.
+    pub managed: Option<String>,
+}
+
+/// A rule, and what became of it.
+#[derive(Debug, Serialize)]
+pub struct RuleSeen {
+    /// Its name.
+    pub id: String,
+    /// What it would do.
+    pub action: &'static str,
+    /// What it did: its action, `log`, `cleared`, `no match` or `not reached`.
+    pub outcome: String,
+    /// Its expression.
+    pub expression: String,
+    /// What the expression compares, with the values of this request.
+    pub operands: Vec<OperandSeen>,
+}
+
+/// What an expression compares.
+#[derive(Debug, Serialize)]
+pub struct OperandSeen {
+    /// As the expression writes it.
+    pub operand: String,
+    /// Its value; nothing if it is missing.
+    pub value: Option<String>,
+}
+
+/// What transforms change.
+#[derive(Debug, Serialize)]
+pub struct Transformed {
+    /// Path and query for the origin, if they are rewritten.
+    pub target: Option<String>,
+    /// Headers for the origin, as `set NAME: VALUE` or `remove NAME`.
+    pub headers: Vec<String>,
+}
+
+/// What the rules made of it.
+pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision, now: Moment) -> Firewall {
+    let Some(route) = decision.route.and_then(|m| snapshot.route(m.route)).filter(|_| !snapshot.waf.is_empty()) else {
+        return Firewall::default();
+    };
+    let asker = asker(snapshot, &decision.client, &decision.place, now);
+    let target = rewritten(snapshot, facts, asker, Target::new(facts));
+    let mut view = View::new(facts, &target, asker);
+    view.route = Some(&route.name);
+    let mut reached = true;
+    let rule = |rule: &crate::waf::Rule| {
+        let operands = rule.filter.operands(&view, false).into_iter();
+        let operands = operands.map(|seen| OperandSeen { operand: seen.operand, value: seen.value }).collect();
+        let done = decision.matches.iter().find(|m| m.rule == rule.id);
+        let outcome = match (reached, done) {
+            (false, _) => "not reached",
+            (true, Some(done)) => done.action,
+            (true, None) => "no match",
+        };
+        let stops = match &rule.action {
+            Action::Log => false,
+            Action::Skip(skips) => skips.rest,
+            Action::Block(_) | Action::Challenge(_) | Action::Redirect(_) => true,
+        };
+        reached = reached && !(stops && done.is_some_and(|d| d.action != CLEARED) && !rule.log_only);
+        RuleSeen {
+            id: rule.id.to_string(),
+            action: rule.action.label(),
+            outcome: outcome.to_owned(),
+            expression: rule.filter.source().to_owned(),
+            operands,
+        }
+    };
+    let rules: Vec<_> = snapshot.waf.rules.iter().map(rule).collect();
+    let managed = snapshot.waf.managed.as_ref().map(|_| {
+        let known = |id: &str| snapshot.waf.rules.iter().any(|r| *r.id == *id);
+        match decision.matches.iter().find(|m| !known(&m.rule)) {
+            Some(m) => {
+                let input = m.seen.first().map(|s| s.operand.as_str()).unwrap_or_default();
+                format!("{} ({}): {} in {input}", m.rule, m.action, crate::waf::managed::reason(&m.rule))
+            }
+            None => "nothing found".to_owned(),
+        }
+    });
+    Firewall { threat_score: Some(view.threat_score()), rules, managed }
+}
+
+/// What transforms change of it.
+pub(super) fn transformed(decision: &Decision) -> Option<Transformed> {
+    let changes = decision.changes.as_ref()?;
+    let shown = |change: &Change| match change {
+        Change::Set(name, value) => format!("set {name}: {}", value.as_bytes().escape_ascii()),
+        Change::Remove(name) => format!("remove {name}"),
+    };
+    Some(Transformed { target: changes.target.clone(), headers: changes.headers.iter().map(shown).collect() })
+}

@@ -1,0 +1,299 @@
+//! Every file that a configuration names, read for the pure step that follows.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::client::asn::AsnDatabase;
+use crate::client::city::CityDatabase;
+use crate::client::country::CountryDatabase;
+use crate::client::place::Databases;
+use crate::config::problem::KeyPath;
+use crate::config::units::{Country, Network};
+use crate::config::{self, Config, Fingerprint, Input, Paths, Problem};
+use crate::key_path;
+use crate::lists::ranges::IpRange;
+use crate::lists::{Told, file};
+use crate::regions::Identity;
+use crate::snapshot::Resources;
+
+/// A database and the file it was read from.
+type Read<T> = Option<(Fingerprint, Arc<T>)>;
+
+/// Databases and the files they were read from: one that has not changed is not read again.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    countries: Read<CountryDatabase>,
+    cities: Read<CityDatabase>,
+    systems: Read<AsnDatabase>,
+    lists: HashMap<PathBuf, KnownList>,
+}
+
+/// What a list's file told last.
+#[derive(Debug, Clone)]
+struct KnownList {
+    seen: Option<Fingerprint>,
+    /// For which list: one file may be read in two ways.
+    key: KeyPath,
+    told: Arc<Told>,
+}
+
+#[derive(Default)]
+pub(super) struct Gathered {
+    pub resources: Resources,
+    pub inputs: Vec<Input>,
+    pub problems: Vec<Problem>,
+    pub hasher: DefaultHasher,
+}
+
+impl Gathered {
+    /// Reads every file that `config` names. What was known and has not changed is not read again.
+    pub fn everything(&mut self, at: &Paths, config: &Config, known: &Known) -> Known {
+        let client = &config.client;
+        let country = key_path!["client", "country_database"];
+        let new = CountryDatabase::new;
+        let countries =
+            self.database(at, client.country_database.as_ref(), country, "country", &known.countries, |db| &db.path, new);
+        let (city, new) = (key_path!["client", "city_database"], CityDatabase::new);
+        let cities = self.database(at, client.city_database.as_ref(), city, "city", &known.cities, |db| &db.path, new);
+        let (asn, new) = (key_path!["client", "asn_database"], AsnDatabase::new);
+        let systems = self.database(at, client.asn_database.as_ref(), asn, "AS", &known.systems, |db| &db.path, new);
+        self.resources.databases = Databases {
+            countries: countries.as_ref().map(|(_, db)| db.clone()),
+            cities: cities.as_ref().map(|(_, db)| db.clone()),
+            systems: systems.as_ref().map(|(_, db)| db.clone()),
+        };
+        let lists = self.lists(at, config, &known.lists);
+        self.certificates(at, config);
+        Known { countries, cities, systems, lists }
+    }
+
+    /// What every list tells.
+    fn lists(&mut self, at: &Paths, config: &Config, known: &HashMap<PathBuf, KnownList>) -> HashMap<PathBuf, KnownList> {
+        let mut read = HashMap::new();
+        for (name, list) in &config.lists {
+            let key = key_path!["lists", name];
+            let config::List { ip, country, asn, host, reputation: _, verified_bot: _ } = list;
+            let told = if let Some(source) = ip {
+                let network = |n: &Network| (IpRange::from(n.0), None);
+                self.list(at, &key.join("ip"), source, known, &mut read, |all| Told::Ip(all.iter().map(network).collect()), |text| {
+                    let lines = file::addresses(text)?;
+                    let now = SystemTime::now();
+                    let current = lines.entries.iter().filter(|entry| file::in_force(entry, now));
+                    Ok((Told::Ip(current.map(|e| (e.range, e.score)).collect()), lines.skipped))
+                })
+            } else if let Some(source) = country {
+                let codes = |all: &[Country]| Told::Country(all.iter().map(ToString::to_string).collect());
+                self.list(at, &key.join("country"), source, known, &mut read, codes, |text| {
+                    let lines = file::lines(text, |line| line.parse::<Country>().ok())?;
+                    Ok((codes(&lines.entries), lines.skipped))
+                })
+            } else if let Some(source) = asn {
+                let numbers = |all: &[u32]| Told::Asn(all.iter().copied().map(i64::from).collect());
+                self.list(at, &key.join("asn"), source, known, &mut read, numbers, |text| {
+                    let lines = file::lines(text, |line| {
+                        let word = line.split([' ', '\t', '#', ';', ',']).next().unwrap_or_default();
+                        word.trim_start_matches("AS").parse::<u32>().ok()
+                    })?;
+                    Ok((numbers(&lines.entries), lines.skipped))
+                })
+            } else if let Some(source) = host {
+                self.list(at, &key.join("host"), source, known, &mut read, |all| Told::Host(all.to_vec()), |text| {
+                    let lines = file::lines(text, |line| line.parse().ok())?;
+                    Ok((Told::Host(lines.entries), lines.skipped))
+                })
+            } else {
+                None
+            };
+            if let Some(told) = told {
+                self.resources.lists.insert(name.0.clone(), told);
+            }
+        }
+        read
+    }
+
+    /// What one list tells. A file that cannot be read or understood, or that turned empty, leaves what it told before.
+    #[expect(clippy::too_many_arguments, reason = "four kinds of lists are read in the same way")]
+    fn list<T>(
+        &mut self,
+        paths: &Paths,
+        key: &KeyPath,
+        source: &config::Source<T>,
+        known: &HashMap<PathBuf, KnownList>,
+        read: &mut HashMap<PathBuf, KnownList>,
+        inline: impl FnOnce(&[T]) -> Told,
+        parse: impl FnOnce(&str) -> Result<(Told, usize), String>,
+    ) -> Option<Arc<Told>> {
+        let path = match source {
+            config::Source::Inline(entries) => return Some(Arc::new(inline(entries))),
+            config::Source::File(file) => paths.resolve(&file.file),
+        };
+        let input = Input::now(path.clone());
+        let seen = input.seen;
+        self.inputs.push(input);
+        seen.hash(&mut self.hasher);
+        let before = known.get(&path);
+        if let Some(known) = before.filter(|known| known.seen == seen && known.key == *key && seen.is_some()) {
+            read.insert(path, known.clone());
+            return Some(known.told.clone());
+        }
+        let told = read_list(&path).and_then(|text| parse(&text));
+        let label = key.join("file");
+        let wrong = match told {
+            Ok((told, skipped)) if !told.is_empty() || before.is_none_or(|b| b.told.is_empty()) => {
+                if skipped > 0 {
+                    let message = format!("{skipped} lines of `{}` cannot be read, and are left out", path.display());
+                    self.problems.push(Problem::warning(label.clone(), message));
+                }
+                if told.is_empty() {
+                    let message = format!("the list in `{}` is empty", path.display());
+                    self.problems.push(Problem::warning(label, message));
+                }
+                let told = Arc::new(told);
+                read.insert(path, KnownList { seen, key: key.clone(), told: told.clone() });
+                return Some(told);
+            }
+            Ok(_) => "it turned empty".to_owned(),
+            Err(error) => error,
+        };
+        match before.filter(|known| known.key == *key) {
+            Some(known) => {
+                let n = known.told.len();
+                let message = format!("the list in `{}` cannot be used: {wrong}; its last {n} entries stay in force", path.display());
+                tracing::error!(path = %path.display(), error = %wrong, entries = n, "a list cannot be used; what it held before stays in force");
+                self.problems.push(Problem::warning(label, message));
+                // As if it had not been seen: the next change is read whatever it is.
+                read.insert(path, KnownList { seen: None, ..known.clone() });
+                Some(known.told.clone())
+            }
+            None => {
+                let message = format!("the list in `{}` cannot be used: {wrong}", path.display());
+                self.problems.push(Problem::error(label, message).label("this file"));
+                None
+            }
+        }
+    }
+
+    /// Reads a database, unless the known one is of the same file.
+    #[expect(clippy::too_many_arguments, reason = "two kinds of databases are read in the same way")]
+    fn database<T>(
+        &mut self,
+        paths: &Paths,
+        path: Option<&PathBuf>,
+        key: KeyPath,
+        kind: &str,
+        known: &Read<T>,
+        path_of: impl FnOnce(&T) -> &PathBuf,
+        new: impl FnOnce(PathBuf, Vec<u8>) -> Result<T, String>,
+    ) -> Read<T> {
+        let path = paths.resolve(path?);
+        let input = Input::now(path.clone());
+        let fingerprint = input.seen;
+        self.inputs.push(input);
+        let database = match known.as_ref().filter(|(of, db)| Some(*of) == fingerprint && *path_of(db) == path) {
+            Some((_, known)) => Ok(known.clone()),
+            None => std::fs::read(&path).map_err(|e| e.to_string()).and_then(|bytes| new(path.clone(), bytes)).map(Arc::new),
+        };
+        match (database, fingerprint) {
+            (Ok(database), Some(fingerprint)) => {
+                fingerprint.hash(&mut self.hasher);
+                Some((fingerprint, database))
+            }
+            (Ok(_), None) => None,
+            (Err(error), _) => {
+                let message = format!("the {kind} database `{}` cannot be used: {error}", path.display());
+                self.problems.push(Problem::error(key, message).label("this file"));
+                None
+            }
+        }
+    }
+
+    /// Authorities, and certificates of ours, of every upstream.
+    fn certificates(&mut self, paths: &Paths, config: &Config) {
+        for (name, region) in &config.regions {
+            for (i, upstream) in region.upstreams.iter().enumerate() {
+                let at = key_path!["regions", name, "upstreams", i, "tls"];
+                let config::UpstreamTls { sni: _, ca, cert, key } = upstream.options().tls;
+                if let Some(ca) = ca
+                    && let Some(der) = self.pem(paths, &ca, &at.join("ca"), "authorities", certificates)
+                {
+                    self.resources.authorities.insert(ca, der.into());
+                }
+                if let (Some(cert), Some(key)) = (cert, key) {
+                    let chain = self.pem(paths, &cert, &at.join("cert"), "certificate", certificates);
+                    let private = self.pem(paths, &key, &at.join("key"), "key", private_key);
+                    if let (Some(chain), Some(private)) = (chain, private) {
+                        match identity(chain, private) {
+                            Ok(identity) => drop(self.resources.identities.insert((cert, key), Arc::new(identity))),
+                            Err(error) => self.problems.push(Problem::error(at.join("key"), error).label("this file")),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn pem<T: Hash>(
+        &mut self,
+        paths: &Paths,
+        path: &Path,
+        at: &KeyPath,
+        what: &str,
+        read: impl FnOnce(&Path) -> Result<T, String>,
+    ) -> Option<T> {
+        let path = paths.resolve(path);
+        self.inputs.push(Input::now(path.clone()));
+        match read(&path) {
+            Ok(found) => {
+                found.hash(&mut self.hasher);
+                Some(found)
+            }
+            Err(error) => {
+                let message = format!("the {what} in `{}` cannot be used: {error}", path.display());
+                self.problems.push(Problem::error(at.clone(), message).label("this file"));
+                None
+            }
+        }
+    }
+}
+
+/// The certificates of a PEM file, each known to parse.
+fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
+    let all = CertificateDer::pem_file_iter(path).map_err(|e| e.to_string())?;
+    let all: Vec<Vec<u8>> = all.map(|c| c.map(|c| c.to_vec())).collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+    if all.is_empty() {
+        return Err("there is no certificate in it".to_owned());
+    }
+    for der in &all {
+        x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
+    }
+    Ok(all)
+}
+
+/// The private key of a PEM file, in DER.
+fn private_key(path: &Path) -> Result<Vec<u8>, String> {
+    let key = PrivateKeyDer::from_pem_file(path).map_err(|e| e.to_string())?;
+    Ok(key.secret_der().to_vec())
+}
+
+/// A certificate and its key, known to belong together.
+fn identity(chain: Vec<Vec<u8>>, key: Vec<u8>) -> Result<Identity, String> {
+    crate::proxy::check_identity(&chain, &key)?;
+    Ok(Identity { chain, key })
+}
+
+
+/// The text of a list's file.
+fn read_list(path: &Path) -> Result<String, String> {
+    let size = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
+    if size > file::MAX_FILE {
+        return Err(format!("it is larger than {} MiB", file::MAX_FILE >> 20));
+    }
+    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
+}

@@ -1,0 +1,183 @@
+//! What is rewritten on the way, and who is sent elsewhere.
+
+use http::{HeaderName, HeaderValue};
+
+use crate::rules::{Filter, Template, View};
+
+/// Redirects and transforms, in the order of the file.
+#[derive(Debug, Default)]
+pub struct Transforms {
+    /// Clients that are sent elsewhere.
+    pub redirects: Box<[Redirect]>,
+    /// What is rewritten.
+    pub transforms: Box<[Transform]>,
+}
+
+/// Sends clients elsewhere.
+#[derive(Debug)]
+pub struct Redirect {
+    /// When; always if there is none.
+    pub filter: Option<Filter>,
+    /// Where to.
+    pub location: Location,
+}
+
+/// Where a client is sent, and how.
+#[derive(Debug)]
+pub struct Location {
+    /// The address.
+    pub to: Template,
+    /// The status.
+    pub status: u16,
+    /// Append the request's query.
+    pub preserve_query: bool,
+}
+
+/// Rewrites.
+#[derive(Debug)]
+pub struct Transform {
+    /// When, of the request; always if there is none.
+    pub filter: Option<Filter>,
+    /// When, of the response; always if there is none.
+    pub response_filter: Option<Filter>,
+    /// The new path.
+    pub path: Option<Template>,
+    /// The new query.
+    pub query: Option<Template>,
+    /// Headers for the origin.
+    pub request: Edits,
+    /// Headers for the client.
+    pub response: Edits,
+}
+
+/// Changes of headers, values still to be made.
+#[derive(Debug, Default)]
+pub struct Edits {
+    /// Set.
+    pub set: Box<[(HeaderName, Template)]>,
+    /// Removed.
+    pub remove: Box<[HeaderName]>,
+}
+
+/// What became of path and query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewritten {
+    /// The new path.
+    pub path: Option<String>,
+    /// The new query.
+    pub query: Option<String>,
+}
+
+/// One change of a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It has this value, whatever was there.
+    Set(HeaderName, HeaderValue),
+    /// It is not there.
+    Remove(HeaderName),
+}
+
+/// Headers that no transform may touch: they frame messages, or say what only Portolan may.
+pub fn is_fixed(name: &HeaderName) -> bool {
+    const FIXED: [&str; 12] = [
+        "connection",
+        "content-length",
+        "date",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-request-id",
+    ];
+    FIXED.contains(&name.as_str()) || name.as_str().starts_with("portolan-")
+}
+
+impl Edits {
+    /// Appends what has to be changed. A value with a part missing, or one that no header can carry, changes nothing.
+    fn changes(&self, view: &View<'_>, to: &mut Vec<Change>) {
+        to.extend(self.remove.iter().cloned().map(Change::Remove));
+        for (name, template) in &self.set {
+            let value = template.render(view).and_then(|text| HeaderValue::from_bytes(&text).ok());
+            to.extend(value.map(|value| Change::Set(name.clone(), value)));
+        }
+    }
+}
+
+impl Location {
+    /// The address for this request; nothing if a part of it is missing.
+    pub fn render(&self, view: &View<'_>) -> Option<HeaderValue> {
+        let mut to = escaped(&self.to.render(view)?, b"");
+        if self.preserve_query && !view.target.query.is_empty() {
+            to.push(if to.contains('?') { '&' } else { '?' });
+            to.push_str(&escaped(view.target.query.as_bytes(), b""));
+        }
+        HeaderValue::from_str(&to).ok()
+    }
+}
+
+impl Transforms {
+    /// Is there nothing to do before the route is chosen?
+    pub fn is_empty(&self) -> bool {
+        self.redirects.is_empty() && self.transforms.is_empty()
+    }
+
+    /// Where the client is sent, with its status.
+    pub fn redirect(&self, view: &View<'_>) -> Option<(u16, HeaderValue)> {
+        let matching = self.redirects.iter().filter(|r| r.filter.as_ref().is_none_or(|f| f.matches(view)));
+        matching.filter_map(|r| Some((r.location.status, r.location.render(view)?))).next()
+    }
+
+    /// What one transform makes of path and query; nothing if it leaves them.
+    pub fn rewrite(&self, nth: usize, view: &View<'_>) -> Option<Rewritten> {
+        let Transform { path, query, filter, .. } = self.transforms.get(nth)?;
+        if (path.is_none() && query.is_none()) || !filter.as_ref().is_none_or(|f| f.matches(view)) {
+            return None;
+        }
+        let path = path.as_ref().and_then(|p| p.render(view)).map(|path| {
+            let path = escaped(&path, b"?#");
+            if path.starts_with('/') { path } else { format!("/{path}") }
+        });
+        let query = query.as_ref().and_then(|q| q.render(view));
+        let query = query.map(|query| escaped(query.strip_prefix(b"?").unwrap_or(&query), b"#"));
+        Some(Rewritten { path, query })
+    }
+
+    /// Changes of the headers that the origin gets.
+    pub fn request(&self, view: &View<'_>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let edits = |t: &&Transform| !(t.request.set.is_empty() && t.request.remove.is_empty());
+        let matching = self.transforms.iter().filter(edits).filter(|t| t.filter.as_ref().is_none_or(|f| f.matches(view)));
+        matching.for_each(|t| t.request.changes(view, &mut changes));
+        changes
+    }
+
+    /// Does any of them change headers that the client gets?
+    pub fn edits_responses(&self) -> bool {
+        self.transforms.iter().any(|t| !(t.response.set.is_empty() && t.response.remove.is_empty()))
+    }
+
+    /// Changes of the headers that the client gets.
+    pub fn response(&self, view: &View<'_>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let matching = self.transforms.iter().filter(|t| t.response_filter.as_ref().is_none_or(|f| f.matches(view)));
+        matching.for_each(|t| t.response.changes(view, &mut changes));
+        changes
+    }
+}
+
+/// As a part of a URI: what cannot stand in one is percent-encoded (RFC 3986, section 2.1), and `also`.
+fn escaped(text: &[u8], also: &[u8]) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for byte in text {
+        match byte {
+            b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => safe.push_str(&format!("%{byte:02X}")),
+            _ if byte.is_ascii_graphic() && !also.contains(byte) => safe.push(char::from(*byte)),
+            _ => safe.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    safe
+}
