@@ -7,15 +7,16 @@
 use std::alloc::System;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, Version};
 use portolan::client::country::CountryDatabase;
 use portolan::config::Paths;
 use portolan::decide::{Next, decide};
 use portolan::memory::Memory;
 use portolan::reload::{Known, build};
-use portolan::request::{Facts, Moment};
+use portolan::request::{Facts, Moment, Seen};
 use portolan::signing::Key;
 use portolan::snapshot::Snapshot;
 use portolan::upstream::Backends;
@@ -83,9 +84,14 @@ fn benches(criterion: &mut Criterion) {
         method: &Method::GET,
         host,
         path,
+        query: None,
+        version: Version::HTTP_11,
+        tls: false,
         headers: &headers,
         has_body: false,
-        unix: 0,
+        body: Seen::Unread,
+        request_id: "0123456789abcdef0123456789abcdef",
+        time: Duration::ZERO,
         chance: 7,
     };
     let exact = facts("h42.example.com", "/api/742/orders/17");

@@ -99,14 +99,12 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     }
 
     // What it asks for, as everybody understands it; perhaps elsewhere, perhaps under another name.
-    let mut target = Target::new(facts);
-    if !snapshot.transforms.is_empty() {
-        let view = View::new(facts, &target, asker);
-        if let Some((status, location)) = snapshot.transforms.redirect(&view) {
-            return Decision { header: Some(location), next: Next::Refuse(Refusal::Redirected { status }), ..decision };
-        }
-        target = rewritten(snapshot, facts, asker, target);
+    if !snapshot.transforms.redirects.is_empty()
+        && let Some((status, location)) = snapshot.transforms.redirect(&View::new(facts, &Target::new(facts), asker))
+    {
+        return Decision { header: Some(location), next: Next::Refuse(Refusal::Redirected { status }), ..decision };
     }
+    let (target, applied) = rewritten(snapshot, facts, asker);
     decision.path = (*target.path != *facts.path).then(|| (*target.path).into());
 
     // Which service.
@@ -120,7 +118,7 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
 
     // May it pass.
     if !snapshot.waf.is_empty() {
-        let mut findings = Findings::default();
+        let mut findings = Findings { open: mode == Mode::Peek, ..Findings::default() };
         let ruling = judge(snapshot, &view, &mut findings);
         decision.matches = findings.matches;
         decision.inspect = findings.inspect;
@@ -133,8 +131,8 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
             }
         }
     }
-    if !snapshot.transforms.is_empty() {
-        let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(&view) };
+    if !applied.is_empty() {
+        let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(&view, &applied) };
         decision.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
     }
 
@@ -192,15 +190,19 @@ pub fn asker<'a>(snapshot: &'a Snapshot, client: &ClientAddress, place: &'a Plac
     }
 }
 
-/// The path and query after every transform; each sees what those before it made.
-pub fn rewritten<'a>(snapshot: &Snapshot, facts: &Facts<'a>, asker: Asker<'_>, mut target: Target<'a>) -> Target<'a> {
+/// The path and query after every transform that applies, and which these are; each sees what those before
+/// it made.
+pub fn rewritten<'a>(snapshot: &Snapshot, facts: &Facts<'a>, asker: Asker<'_>) -> (Target<'a>, SmallVec<[u16; 4]>) {
+    let mut target = Target::new(facts);
+    let mut applied = SmallVec::new();
     for nth in 0..snapshot.transforms.transforms.len() {
         let view = View::new(facts, &target, asker);
         if let Some(Rewritten { path, query }) = snapshot.transforms.rewrite(nth, &view) {
             target.rewrite(path, query);
+            applied.push(u16::try_from(nth).unwrap_or(u16::MAX));
         }
     }
-    target
+    (target, applied)
 }
 
 /// Asks the firewall: the operator's rules, then the managed ones.
@@ -226,7 +228,7 @@ fn asking<'a>(view: &View<'a>) -> Client<'a> {
 pub fn inspect(snapshot: &Snapshot, facts: &Facts<'_>, decision: &mut Decision, now: Moment) -> Option<Refusal> {
     let place = decision.place;
     let asker = asker(snapshot, &decision.client, &place, now);
-    let target = rewritten(snapshot, facts, asker, Target::new(facts));
+    let (target, _) = rewritten(snapshot, facts, asker);
     let mut view = View::new(facts, &target, asker);
     view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
     let mut findings = Findings::default();
@@ -255,11 +257,11 @@ pub fn response_changes(
     now: Moment,
 ) -> Vec<Change> {
     let asker = asker(snapshot, &decision.client, &decision.place, now);
-    let target = rewritten(snapshot, facts, asker, Target::new(facts));
+    let (target, applied) = rewritten(snapshot, facts, asker);
     let mut view = View::new(facts, &target, asker);
     view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
     view.response = Some(Response { status, headers, region });
-    snapshot.transforms.response(&view)
+    snapshot.transforms.response(&view, &applied)
 }
 
 /// What the client gets that a rule stopped.

@@ -28,10 +28,11 @@ impl Check {
                 let snapshot = &built.snapshot;
                 let upstreams = snapshot.upstreams().count();
                 print(&format!(
-                    "{}: ok, {} regions, {upstreams} upstreams, {} routes",
+                    "{}: ok, {} regions, {upstreams} upstreams, {} routes, {} rules",
                     paths.file.display(),
                     snapshot.regions.len(),
-                    snapshot.routes.len()
+                    snapshot.routes.len(),
+                    snapshot.waf.rules.len()
                 ));
                 Ok(Exit::Done)
             }

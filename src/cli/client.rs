@@ -38,7 +38,7 @@ impl AdminArgs {
     /// Sends one request. The admin side is on this machine or behind a tunnel: plain HTTP only.
     pub fn send(&self, method: &str, path: &str, body: &str) -> anyhow::Result<Answer> {
         if self.admin.scheme() != "http" {
-            return Err(UserError("--admin takes an http:// URL").into());
+            return Err(UserError("--admin takes an http:// URL".to_owned()).into());
         }
         let address = self.admin.socket_addrs(|| Some(9901)).with_context(|| format!("{} cannot be resolved", self.admin))?;
         let mut stream = TcpStream::connect(address.as_slice())
@@ -54,7 +54,7 @@ impl AdminArgs {
         let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("the answer is no HTTP")?;
         if status == 401 {
-            return Err(UserError("the admin token is needed, or this is not it: set PORTOLAN_ADMIN_TOKEN").into());
+            return Err(UserError("the admin token is needed, or this is not it: set PORTOLAN_ADMIN_TOKEN".to_owned()).into());
         }
         Ok(Answer { status, body: body.to_owned() })
     }

@@ -6,6 +6,7 @@ mod demo;
 mod explain;
 mod region;
 mod reload;
+mod rules;
 mod run;
 mod status;
 
@@ -31,7 +32,7 @@ pub enum Exit {
 /// An error that the user can mend; [`main`] turns it into [`Exit::User`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct UserError(&'static str);
+struct UserError(String);
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -61,6 +62,8 @@ enum Command {
     Check(check::Check),
     /// Say what would happen to a request, step by step and why; nothing is sent
     Explain(explain::Explain),
+    /// Try rules out
+    Rules(rules::RulesCommand),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Show the state of a running process
@@ -114,6 +117,7 @@ fn command() -> anyhow::Result<Exit> {
         Command::Demo(demo) => demo.run(),
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Rules(rules) => rules.run(),
         Command::Schema => {
             print(&format!("{:#}", crate::config::schema()));
             Ok(Exit::Done)

@@ -5,7 +5,6 @@ use serde::Serialize;
 use crate::decide::{Decision, asker, rewritten};
 use crate::request::{Facts, Moment};
 use crate::rules::View;
-use crate::rules::view::Target;
 use crate::snapshot::Snapshot;
 use crate::transforms::Change;
 use crate::waf::{Action, CLEARED};
@@ -60,15 +59,16 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
         return Firewall::default();
     };
     let asker = asker(snapshot, &decision.client, &decision.place, now);
-    let target = rewritten(snapshot, facts, asker, Target::new(facts));
+    let (target, _) = rewritten(snapshot, facts, asker);
     let mut view = View::new(facts, &target, asker);
     view.route = Some(&route.name);
-    let mut reached = true;
+    // Rules that follow, and the managed ones: skipping the rest leaves the latter.
+    let (mut rest, mut reached) = (true, true);
     let rule = |rule: &crate::waf::Rule| {
         let operands = rule.filter.operands(&view, false).into_iter();
         let operands = operands.map(|seen| OperandSeen { operand: seen.operand, value: seen.value }).collect();
         let done = decision.matches.iter().find(|m| m.rule == rule.id);
-        let outcome = match (reached, done) {
+        let outcome = match (rest, done) {
             (false, _) => "not reached",
             (true, Some(done)) => done.action,
             (true, None) => "no match",
@@ -78,7 +78,9 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
             Action::Skip(skips) => skips.rest,
             Action::Block(_) | Action::Challenge(_) | Action::Redirect(_) => true,
         };
-        reached = reached && !(stops && done.is_some_and(|d| d.action != CLEARED) && !rule.log_only);
+        let ended = stops && done.is_some_and(|d| d.action != CLEARED) && !rule.log_only;
+        rest = rest && !ended;
+        reached = reached && (!ended || matches!(rule.action, Action::Skip(_)));
         RuleSeen {
             id: rule.id.to_string(),
             action: rule.action.label(),
@@ -95,6 +97,7 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
                 let input = m.seen.first().map(|s| s.operand.as_str()).unwrap_or_default();
                 format!("{} ({}): {} in {input}", m.rule, m.action, crate::waf::managed::reason(&m.rule))
             }
+            None if !reached => "not reached".to_owned(),
             None => "nothing found".to_owned(),
         }
     });

@@ -210,9 +210,14 @@ impl<'a> Parser<'a> {
             let error = ExprError::new(self.at..self.at + 1, "expected an operator, found `=`");
             return Err(error.hint("equality is `eq` or `==`"));
         }
-        if word == "strict" {
-            let error = ExprError::new(self.at..self.at + word.len(), "expected an operator, found `strict`");
-            return Err(error.hint("the operator is `strict wildcard`, with one space"));
+        if word.starts_with(|c: char| c.is_ascii_alphabetic()) && !known(word) {
+            let error = ExprError::new(self.at..self.at + word.len(), format!("unknown operator `{word}`"));
+            let all = OPERATORS.iter().map(|(text, _)| *text).chain(["and", "or", "xor"]);
+            return Err(match crate::config::problem::nearest(word, all) {
+                Some(near) => error.hint(format!("did you mean `{near}`?")),
+                None if word == "strict" => error.hint("the operator is `strict wildcard`, with one space"),
+                None => error,
+            });
         }
         Ok(None)
     }

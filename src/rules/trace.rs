@@ -24,6 +24,8 @@ impl Filter {
                     super::value::Value::Map(_) => "(a map)".to_owned(),
                     other => other.to_string(),
                 }),
+                // A log has quotes of its own.
+                false if in_log => value.map(|v| v.to_string().trim_matches('"').to_owned()),
                 false => value.map(|v| v.to_string()),
             };
             Seen { operand: operand.text.to_string(), value }

@@ -110,17 +110,13 @@ impl Compiler<'_> {
             let problem = Problem::error(at.clone(), "this transform changes nothing");
             self.problems.push(problem.hint("give it a `path`, a `query`, or headers under `request` or `response`"));
         }
-        // Each side has its own moment: a response's fields are for the response's headers only.
-        let before = path.is_some() || query.is_some() || !edits_none(request);
-        let source = expression.as_deref();
-        let filter = if before { self.optional(at, source, Phase::Request)? } else { None };
-        let after = !edits_none(response);
-        let response_filter = if after { self.optional(at, source, Phase::Response)? } else { None };
+        let after = path.is_none() && query.is_none() && edits_none(request);
+        let filter = self.optional(at, expression.as_deref(), if after { Phase::Response } else { Phase::Request })?;
         let path = path.as_ref().and_then(|p| self.template(&at.join("path"), p, Phase::Request));
         let query = query.as_ref().and_then(|q| self.template(&at.join("query"), q, Phase::Request));
         let request = self.edits(&at.join("request"), request, Phase::Routed);
         let response = self.edits(&at.join("response"), response, Phase::Response);
-        Some(Transform { filter, response_filter, path, query, request, response })
+        Some(Transform { filter, after, path, query, request, response })
     }
 
     fn edits(&mut self, at: &KeyPath, edits: &config::HeaderEdits, phase: Phase) -> Edits {

@@ -36,10 +36,10 @@ pub struct Location {
 /// Rewrites.
 #[derive(Debug)]
 pub struct Transform {
-    /// When, of the request; always if there is none.
+    /// When; always if there is none.
     pub filter: Option<Filter>,
-    /// When, of the response; always if there is none.
-    pub response_filter: Option<Filter>,
+    /// It is about responses alone, and asked once there is one; else it is asked before the route is chosen.
+    pub after: bool,
     /// The new path.
     pub path: Option<Template>,
     /// The new query.
@@ -97,6 +97,11 @@ pub fn is_fixed(name: &HeaderName) -> bool {
 }
 
 impl Edits {
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.remove.is_empty()
+    }
+
     /// Appends what has to be changed. A value with a part missing, or one that no header can carry, changes nothing.
     fn changes(&self, view: &View<'_>, to: &mut Vec<Change>) {
         to.extend(self.remove.iter().cloned().map(Change::Remove));
@@ -120,23 +125,16 @@ impl Location {
 }
 
 impl Transforms {
-    /// Is there nothing to do before the route is chosen?
-    pub fn is_empty(&self) -> bool {
-        self.redirects.is_empty() && self.transforms.is_empty()
-    }
-
     /// Where the client is sent, with its status.
     pub fn redirect(&self, view: &View<'_>) -> Option<(u16, HeaderValue)> {
         let matching = self.redirects.iter().filter(|r| r.filter.as_ref().is_none_or(|f| f.matches(view)));
         matching.filter_map(|r| Some((r.location.status, r.location.render(view)?))).next()
     }
 
-    /// What one transform makes of path and query; nothing if it leaves them.
+    /// Does one transform apply to this request, and what does it make of path and query?
     pub fn rewrite(&self, nth: usize, view: &View<'_>) -> Option<Rewritten> {
-        let Transform { path, query, filter, .. } = self.transforms.get(nth)?;
-        if (path.is_none() && query.is_none()) || !filter.as_ref().is_none_or(|f| f.matches(view)) {
-            return None;
-        }
+        let transform = self.transforms.get(nth).filter(|t| !t.after && t.applies(view))?;
+        let Transform { path, query, .. } = transform;
         let path = path.as_ref().and_then(|p| p.render(view)).map(|path| {
             let path = escaped(&path, b"?#");
             if path.starts_with('/') { path } else { format!("/{path}") }
@@ -146,26 +144,38 @@ impl Transforms {
         Some(Rewritten { path, query })
     }
 
-    /// Changes of the headers that the origin gets.
-    pub fn request(&self, view: &View<'_>) -> Vec<Change> {
+    /// Changes of the headers that the origin gets, by the transforms that `applied`.
+    pub fn request(&self, view: &View<'_>, applied: &[u16]) -> Vec<Change> {
         let mut changes = Vec::new();
-        let edits = |t: &&Transform| !(t.request.set.is_empty() && t.request.remove.is_empty());
-        let matching = self.transforms.iter().filter(edits).filter(|t| t.filter.as_ref().is_none_or(|f| f.matches(view)));
-        matching.for_each(|t| t.request.changes(view, &mut changes));
+        let applied = applied.iter().filter_map(|nth| self.transforms.get(usize::from(*nth)));
+        applied.for_each(|t| t.request.changes(view, &mut changes));
         changes
     }
 
     /// Does any of them change headers that the client gets?
     pub fn edits_responses(&self) -> bool {
-        self.transforms.iter().any(|t| !(t.response.set.is_empty() && t.response.remove.is_empty()))
+        self.transforms.iter().any(|t| !t.response.is_empty())
     }
 
-    /// Changes of the headers that the client gets.
-    pub fn response(&self, view: &View<'_>) -> Vec<Change> {
+    /// Changes of the headers that the client gets, by the transforms that `applied` and those about responses.
+    pub fn response(&self, view: &View<'_>, applied: &[u16]) -> Vec<Change> {
         let mut changes = Vec::new();
-        let matching = self.transforms.iter().filter(|t| t.response_filter.as_ref().is_none_or(|f| f.matches(view)));
-        matching.for_each(|t| t.response.changes(view, &mut changes));
+        for (nth, transform) in self.transforms.iter().enumerate() {
+            let applies = match transform.after {
+                true => transform.applies(view),
+                false => applied.iter().any(|a| usize::from(*a) == nth),
+            };
+            if applies {
+                transform.response.changes(view, &mut changes);
+            }
+        }
         changes
+    }
+}
+
+impl Transform {
+    fn applies(&self, view: &View<'_>) -> bool {
+        self.filter.as_ref().is_none_or(|f| f.matches(view))
     }
 }
 

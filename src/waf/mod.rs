@@ -135,6 +135,8 @@ pub struct Findings {
     pub skips: Skips,
     /// Rules wait for the body, which is looked at on its way.
     pub inspect: bool,
+    /// Nobody but the asker sees what is found: what may be private is shown, too.
+    pub open: bool,
 }
 
 impl Rule {
@@ -178,7 +180,7 @@ impl Waf {
                 (false, true) => CLEARED,
                 (false, false) => rule.action.label(),
             };
-            findings.matches.push(Match { rule: rule.id.clone(), action, seen: rule.filter.operands(view, true) });
+            findings.matches.push(Match { rule: rule.id.clone(), action, seen: rule.filter.operands(view, !findings.open) });
             if rule.log_only || passed {
                 continue;
             }

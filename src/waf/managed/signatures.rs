@@ -29,7 +29,7 @@ macro_rules! command {
     () => {
         concat!(
             r"(?:/(?:usr/)?s?bin/)?(?:(?:whoami|uname|ifconfig|ipconfig|netstat|systeminfo|printenv|ls)",
-            r#"(?:\s+[-/][a-z]+)*\s*(?:[;|&`)#'"<>]|$)|(?:cat|tac|head|tail|nl|more|less|type|dir|ls)\s+(?:-\S+\s+)*"#,
+            r#"(?:\s+[-/][a-z]+)*\s*(?:[;&`)#'"<>]|$)|(?:cat|tac|head|tail|nl|more|less|type|dir|ls)\s+(?:-\S+\s+)*"#,
             r#"["']?(?:/|\.\.?/|~/|[a-z]:\\|%[a-z]+%|\$\{?[a-z]|\*)|(?:wget|curl|tftp|nslookup|dig|ping6?|nc|ncat)\s+"#,
             r#"(?:-\S+\s+(?:[0-9]+\s+)?)*["']?(?:https?:|ftp:|[0-9]+(?:\.[0-9]+){3}|(?:[a-z0-9-]+\.)+[a-z]{2}|[`$\[])"#,
             r#"|sleep\s+[0-9.]+[smh]?\s*(?:[;|&`)#'"]|$)|ping\s+-[a-z]\s|rm\s+-[a-z]*[rf]|touch\s+/|find\s+/"#,
@@ -40,7 +40,7 @@ macro_rules! command {
     };
 }
 
-/// The first half: files, code and lookups; by category and level.
+/// The first half: files, uploads, code and lookups; by category and level.
 pub const SIGNATURES: &[Signature] = &[
     Signature {
         id: "traversal-system-file",
@@ -51,7 +51,7 @@ pub const SIGNATURES: &[Signature] = &[
         words: &["passwd", "shadow", "sudoers", "proc/"],
         confirm: Some(concat!(
             r"^\S*(?:etc(?:[/\\.]|%(?:25)*(?:2f|5c))+(?:passwd|g?shadow|master\.passwd|sudoers)-?",
-            r"|/proc/+(?:[a-z-]*self|[0-9]+)/+(?:environ|cmdline|maps|mem|fd|cwd|root|exe|status))(?:[^a-z0-9_\s-]\S*)?\s*$",
+            r"|/proc/+(?:[a-z-]*self|[0-9]+)/+(?:environ|cmdline|maps|mem|fd|cwd|root|exe|status))(?:[^a-z0-9_\s.-]\S*)?\s*$",
         )),
     },
     Signature {
@@ -115,7 +115,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A stream wrapper of PHP stands where a file name belongs (CWE-98)",
         targets: VALUES,
         words: &["php:/", "phar:/", "expect:/", "zip:/", "zlib:/", "data:/", "glob:/", "ogg:/"],
-        confirm: Some(r"^\s*(?:php:/+(?:filter/|(?:input|fd|memory|temp)\S*$)|(?:phar|expect|zip|compress\.zlib|data|glob|ogg)://\S)"),
+        confirm: Some(r"^\s*(?:php:/+(?:filter/|(?:input|fd|temp)\S*$)|(?:phar|expect|zip|compress\.zlib|data|glob|ogg)://\S)"),
     },
     Signature {
         id: "traversal-java",
@@ -124,7 +124,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "The private folder of a Java application is asked for (CWE-552)",
         targets: Targets::PATH.and(Targets::QUERY),
         words: &["web-inf", "meta-inf"],
-        confirm: Some(r"^(?:\.|/|file:|https?:)\S*?(?:web-inf(?:[/\\.]|%2f)|meta-inf[/\\](?:context|persistence)\.xml)"),
+        confirm: Some(r"^(?:\.|/|file:|https?:)\S*?(?:web-inf\.?(?:[/\\]|%2f)|meta-inf[/\\](?:context|persistence)\.xml)"),
     },
     Signature {
         id: "traversal-key-file",
@@ -154,6 +154,40 @@ pub const SIGNATURES: &[Signature] = &[
         confirm: Some(r"(?:^|[/\\=])\.\.(?:[/\\]|$)"),
     },
     Signature {
+        id: "upload-script-name",
+        category: Upload,
+        level: Low,
+        reason: "The name of a file hides that it is a program (CWE-434)",
+        targets: Targets::BODY,
+        words: &[".php", ".pht", ".phar", ".jsp", ".asp", ".exe", ".scr", ".hta", ".vbs", ".asa", ".cdx"],
+        confirm: Some(concat!(
+            r"^[^/\\\s]+\.(?:phtml|phar|pht|phps|php[3-8]|jspx|jspf|asa|cdx|ashx)$|^(?:\.\.[/\\]){2,}\S*\.(?:php|jspx?|aspx?)$",
+            r"|^[^/\\\s]+\.(?:php[0-9]?|phtml|jspx?|aspx?)(?:%00|%20|\.|;|:+\$data|:|\x00)+(?:jpe?g|png|gif|bmp|webp|pdf|txt)?$",
+            r"|^[^/\\]+\.(?:jpe?g|png|gif|webp|pdf|docx?|txt)\.(?:php[0-9]?|phtml|phar|jspx?|aspx?|exe|scr|hta|vbs|bat)$",
+        )),
+    },
+    Signature {
+        id: "upload-script",
+        category: Upload,
+        level: Low,
+        reason: "A program runs what a visitor sends it, or hides in a picture (CWE-434)",
+        targets: Targets::BODY,
+        words: &["gif89a", "gif87a", "request.getpa", "eval request", "eval(req", "execute request", "execute(req"],
+        confirm: Some(concat!(
+            r"^gif8[79]a[^<]*<(?:\?(?:php|=)|script|%)|<%[^%]*(?:eval|execute)\s*\(?\s*request",
+            r"|<%[^%]*exec\s*\(\s*request\.getparameter",
+        )),
+    },
+    Signature {
+        id: "upload-script-plain",
+        category: Upload,
+        level: Medium,
+        reason: "A value is the name of a program or of a server's settings (CWE-434)",
+        targets: Targets::BODY,
+        words: &[".php", ".jsp", ".asp", ".cgi", ".cfm", ".htaccess", ".htpasswd", "web.config", ".user.ini", ".war"],
+        confirm: Some(r"^[^/\\\s]*\.(?:php|jsp|aspx?|cgi|cfm|war|htaccess|htpasswd|user\.ini)$|^web\.config$"),
+    },
+    Signature {
         id: "rce-shell-command",
         category: Rce,
         level: Low,
@@ -161,7 +195,8 @@ pub const SIGNATURES: &[Signature] = &[
         targets: Targets::ALL,
         words: COMMANDS,
         confirm: Some(concat!(
-            r#"^(?:[0-9a-f.:"')]*\s{0,3}[;|&]{1,2}\s*id\s*(?:[;|&#]|$)|(?:[0-9a-f.:"')]*\s{0,3}|[^\s`$<>]*)[;|&]{1,2}\s*"#,
+            r#"^(?:[0-9.]+["')]*\s?[;|&]{1,2}\s*id\s*(?:[;&#]|$)|[;|&]{1,2}\s*id\s*$|"#,
+            r#"(?:[0-9.:"')]*\s{0,3}(?:[;|&]+[^;|&\n]*)*|[^\s`$<>]*)[;|&]{1,2}\s*"#,
             command!(),
             ")",
         )),
@@ -173,7 +208,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A shell would run part of a value, or its second line (CWE-78)",
         targets: HEAD,
         words: COMMANDS,
-        confirm: Some(concat!(r"(?:\$\(|`)\s*(?:id|pwd)\s*[)`]|^\S*\n\s*id\s*$|(?:\$\(|`|^\S*\n)\s*", command!())),
+        confirm: Some(concat!(r"(?:\$\(|`)\s*(?:id|pwd)\s*[)`]|^\S*\r?\n\s*id\s*$|(?:\$\(|`|^\S*\r?\n)\s*", command!())),
     },
     Signature {
         id: "rce-shell-value",
@@ -202,7 +237,7 @@ pub const SIGNATURES: &[Signature] = &[
         words: &["/dev/tcp/", "/dev/udp/", "nc -", "ncat -", "netcat ", "mkfifo ", "nc ", "/bin/sh", "/bin/bash"],
         confirm: Some(concat!(
             r"sh\s+-i\s*[0-9]?[>&<|]+\s*/dev/(?:tcp|udp)/|exec\s+[0-9]+<>\s*/dev/(?:tcp|udp)/|mkfifo\s+\S+\s*;.*(?:nc\s|sh\s+-i)",
-            r#"|(?:nc|ncat|netcat)\s+(?:\S+\s+){0,4}?-[a-z]*[ec]\s*["']?(?:/bin/|cmd)|["']/bin/(?:ba)?sh["']\s*,\s*["']-i["']"#,
+            r#"|(?:^|[^a-z])(?:nc|ncat|netcat)\s+(?:\S+\s+){0,4}?-[a-z]*[ec]\s*["']?(?:/bin/|cmd)|["']/bin/(?:ba)?sh["'],\s*.-i"#,
         )),
     },
     Signature {
@@ -214,7 +249,7 @@ pub const SIGNATURES: &[Signature] = &[
         words: &["wget", "curl", "tftp"],
         confirm: Some(concat!(
             r"(?:wget|curl|tftp)[^;|&\n]*[^0-9.][0-9]{1,3}(?:\.[0-9]{1,3}){3}[^;|&\n]*[;|&]+\s*",
-            r"(?:chmod|(?:ba)?sh[\s;]|busybox|\./|perl|python|curl|wget|tftp|cat\s|rm\s)",
+            r"(?:chmod\s+(?:\+x|[0-7]*7)|(?:ba)?sh[\s;]|busybox|\./)",
         )),
     },
     Signature {
@@ -224,7 +259,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A header defines a function for an old bash to run (CVE-2014-6271)",
         targets: HEAD,
         words: &["() {", "(){"],
-        confirm: Some(r"^\s*\(\)\s*\{\s*[a-z:_]*\s*;?\s*\}\s*[;>]"),
+        confirm: Some(r"^\s*\(\)\s*\{\s*(?:[a-z:_]*\s*;?\s*\}\s*[;>]|:\s*$)"),
     },
     Signature {
         id: "rce-powershell",
@@ -241,10 +276,10 @@ pub const SIGNATURES: &[Signature] = &[
         level: Low,
         reason: "PHP is to run what the request brings (CWE-94)",
         targets: Targets::ALL,
-        words: &["$_get", "$_post", "$_request", "$_cookie", "$_server", "${_get", "${_post"],
+        words: &["$_get", "$_post", "$_request", "$_cookie", "${_get", "${_post"],
         confirm: Some(concat!(
-            r"(?:eval|assert|system|exec|passthru|popen|proc_open|create_function|call_user_func(?:_array)?)\s*\(\s*",
-            r#"(?:[a-z_0-9]+\s*\(\s*)?["'@]?\$\{?_(?:get|post|request|cookie|server)|`\s*\$_|\$_[a-z]+\s*\[[^\]]*\]\s*\("#,
+            r"(?:^|[^a-z_>:])(?:eval|assert|system|(?:shell_)?exec|passthru|popen|create_function|call_user_func[a-z_]*)\s*\(\s*",
+            r#"(?:[a-z_0-9]+\s*\(\s*)?["'@]?\$\{?_(?:get|post|request|cookie)|`\s*\$_|\$_[a-z]+\[[^\]]*\]\("#,
         )),
     },
     Signature {
@@ -328,7 +363,10 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A parameter's name reaches into Spring's class loader or Drupal's rendering (CVE-2022-22965, CVE-2018-7600)",
         targets: Targets::QUERY.and(Targets::BODY),
         words: &["classloader", "[#post_render]", "[#pre_render]", "[#lazy_builder]", "[#markup]", "mail/#value"],
-        confirm: Some(r#"^(?:[a-z0-9_]+\.)?class(?:\.module|\["?module"?\])?(?:\.|\[["']?)classloader(?:["'\].]|$)|[/\[]#"#),
+        confirm: Some(concat!(
+            r#"^(?:[a-z0-9_]+\.)?class(?:\.module|\[["']?module["']?\])?(?:\.|\[["']?)classloader(?:["'\].]|$)"#,
+            r"|\[#(?:post_render|pre_render|lazy_builder|markup)\]|mail/#value",
+        )),
     },
     Signature {
         id: "rce-gadget",
@@ -363,7 +401,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A pickled object of Python (CWE-502)",
         targets: Targets::ALL,
         words: &["gasv", "\nsystem\n", "__builtin__\n", "builtins\n", "\npopen\n", "y29zcnn5c3rlbq"],
-        confirm: Some(r"^gasv[a-z0-9+/_-]{3}a{7}|^y29zcnn5c3rl|c(?:os|posix|nt|subprocess|__builtin__|builtins)\n[a-z_]+\n"),
+        confirm: Some(r"^gasv[a-z0-9+/_-]{3}a{7}|^y29zcnn5c3rl|(?:^|\W)c(?:os|posix|subprocess|__builtin__|builtins)\n[a-z_]+\n"),
     },
     Signature {
         id: "rce-prototype",
@@ -410,7 +448,7 @@ pub const SIGNATURES: &[Signature] = &[
         level: Medium,
         reason: "A body carries a program that runs programs, or a serialised object (CWE-94, CWE-502)",
         targets: Targets::BODY,
-        words: &["<?php", "<?=", "runtime", "builder", "_process", "module", "decode(", "inflate(", "loadstring", "os.", "ro0ab", ":{s:"],
+        words: &["<?php", "<?=", "runtime", "builder", "_process", "module", "base64_", "gzinf", "loads", "os.", "ro0ab", ":{s:"],
         confirm: Some(concat!(
             r"<\?(?:php|=)[^?]*(?:system|exec|passthru|eval|assert|phpinfo|popen)\s*\(|getruntime\s*\(\s*\)\s*\.\s*exec",
             r"|new\s+(?:java\.lang\.)?processbuilder\s*\(|child_process|process\.mainmodule|downloadstring\s*\(",

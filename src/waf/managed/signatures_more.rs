@@ -9,9 +9,9 @@ use super::{
 
 /// How scanners call themselves.
 const SCANNERS: &[&str] = &[
-    "sqlmap", "nikto", "nessus", "nuclei", "unetix", "wpscan", "buster", "fuzz fas", "masscan", "openvas", "arker/", "w3af",
-    "havij", "arachni/", "skipfish", "jorgee", "zmeu", "morfeus", "whatweb", "joomscan", "commix", "wfuzz", "dirsearc", "nmap ",
-    "hydra)", "appscan", "qualys", "jaeles", "dalfox", "xsser", "burp", "netspark", "vega/", "paros", "feroxb",
+    "sqlmap", "nikto", "nessus", "nuclei", "acunetix", "wpscan", "dirbust", "gobuster", "fuzz fas", "masscan", "openvas",
+    "netspark", "w3af", "havij", "arachni/", "skipfish", "jorgee", "zmeu", "morfeus", "whatweb", "joomscan", "commix", "wfuzz",
+    "dirsearc", "nmap ", "hydra)", "appscan", "jaeles", "dalfox", "burpsui", "feroxb", "qualys", "l9explor",
 ];
 
 /// How a template begins to calculate.
@@ -30,7 +30,7 @@ pub const MORE: &[Signature] = &[
         reason: "A template is made to calculate, to see whether it does (CWE-1336)",
         targets: Targets::ALL,
         words: SUMS,
-        confirm: Some(r#"^\S{0,40}?(?:\{\{|[$#*@]\{|<%=|@\()\s*["']?[0-9]{1,9}["']?\s*\*\s*["']?[0-9]{1,9}["']?\s*(?:\}|%>|\))\S*$"#),
+        confirm: Some(r#"^\S*?(?:\{\{|[$#*@]\{|<%=|@\()\s*["']?[0-9]{1,9}["']?\s*\*\s*["']?[0-9]{1,9}["']?\s*(?:\}|%>|\))\S*$"#),
     },
     Signature {
         id: "ssti-python",
@@ -38,9 +38,9 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A template of Jinja's or Mako's walks to Python's inner objects (CWE-1336)",
         targets: Targets::ALL,
-        words: &["__cl", "__in", "__su", "__gl", "__bu", "__im", "__ba", "__mr", "__ge", "x5f\\x5f", "attr(", "config.items", "config.from"],
+        words: &["__cl", "__in", "__su", "__gl", "__bu", "__im", "__ba", "__mr", "x5f\\x5f", "attr(", "ig.items", "ig.from"],
         confirm: Some(concat!(
-            r"(?:\{\{|\{%|\$\{|#\{)[^}]*(?:(?:__|\\x5f\\x5f)(?:class|mro|subclasses|globals|builtins|import|bases?|init|getattribute)",
+            r"(?:\{[{%]|[$#]\{)[^}]*(?:(?:__|\\x5f\\x5f)(?:class|mro|subclasses|globals|builtins|import|bases?|init|getattr)",
             r#"|\|\s*attr\s*\(\s*["'(r]|config\.(?:items\(|from_))|__subclasses__\s*\(\s*\)\s*\["#,
             r#"|__(?:class|init|base|mro|bases)__[\])('"]*\.?\[?["']?__(?:mro|bases?|globals|subclasses|init)__"#,
         )),
@@ -51,8 +51,8 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A template of FreeMarker's or Velocity's makes an object of any class (CWE-1336)",
         targets: Targets::ALL,
-        words: &["freemarker.template.utility", "?new(", "? new(", ".class.forname", "getclass().forname", ".class.inspect"],
-        confirm: None,
+        words: &["freemarker.template.utility", "?new(", "? new(", "class.forname", "class().forname", "class.inspect"],
+        confirm: Some(r#"freemarker\.template\.utility|["']\s*\?\s*new\s*\(|(?:\$\S*|["')}])\.?(?:getclass\(\)|class)\.(?:forn|in)"#),
     },
     Signature {
         id: "ssti-php",
@@ -62,8 +62,8 @@ pub const MORE: &[Signature] = &[
         targets: Targets::ALL,
         words: &["filter(", "map(", "sort(", "reduce(", "registerundef", "_self.env", "{php}", "{system(", "smarty_intern"],
         confirm: Some(concat!(
-            r#"\|\s*(?:filter|map|sort|reduce)\s*\(\s*["'](?:system|exec|passthru|shell_exec|popen|assert|call_user_func|file_)"#,
-            r"|registerundefined(?:filter|function)callb|_self\.env\.[a-z]|smarty_internal_write_file|^\S*\{(?:php\}|system\s*\()",
+            r#"\|\s*(?:filter|map|sort|reduce)\s*\([^)]{0,20}["'](?:system|exec|passthru|shell_exec|popen|assert|call_user)"#,
+            r"|registerundefined(?:filter|function)callback|_self\.env\.[a-z]|smarty_internal_write_|^\S*\{(?:php\}|system\s*\()",
         )),
     },
     Signature {
@@ -72,11 +72,8 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A template of ERB's or Slim's runs a program or reads a file (CWE-1336)",
         targets: Targets::ALL,
-        words: &["<%=", "<% ", "#{`", "#{system", "#{exec", "#{io.", "#{%x", "#{file", "#{dir", "#{ `", "#{ system"],
-        confirm: Some(concat!(
-            r#"(?:<%=?|#\{)\s*(?:`|%x[\[({]|(?:kernel\.)?(?:system|exec|spawn)[\s(]*["']|io\.popen|"#,
-            r#"file\.(?:open|read)[\s(]*["']/(?:etc|proc)|dir\.(?:entries|glob|children)[\s(\[]*["']/)"#,
-        )),
+        words: &["<%=", "<% ", "#{`", "#{system", "#{exec", "#{io.", "#{%x", "#{file", "#{dir", "#{ `", "#{ %", "#{ system"],
+        confirm: Some(r#"(?:<%=?|#\{)\s*(?:`|%x[\[({]|(?:system|exec|spawn|io\.popen|file\.[a-z]+|dir\.[a-z]+)[\s(]*["'])"#),
     },
     Signature {
         id: "ssti-javascript",
@@ -85,10 +82,7 @@ pub const MORE: &[Signature] = &[
         reason: "A template of Angular's, Pug's or Handlebars' reaches the function constructor (CWE-1336)",
         targets: Targets::ALL,
         words: &["constructor.constructor", "['constructor']", "[\"constructor\"]", "as |string|", "root.process"],
-        confirm: Some(concat!(
-            r#"constructor\.constructor\s*(?:\(|`|\.call)|\[["']constructor["']\](?:\[["']constructor|\s*\()|"#,
-            r#"#with\s+["']s["']\s+as\s+\|string\||root\.process\.mainmodule"#,
-        )),
+        confirm: Some(r#"constructor\.constructor\s*[(`.]|\[["']constructor["']\][\[(]|#with\s+"s"\s+as\s+\||root\.process\.main"#),
     },
     Signature {
         id: "scanner-agent",
@@ -105,17 +99,8 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "An address at which a tester listens for what a victim fetches (CWE-918)",
         targets: Targets::ALL,
-        words: &["burpcollaborator.", "oastify.", "interact.sh", ".oast.", "dnslog.", "ceye.io", "requestrepo.", "acunetix"],
-        confirm: Some(r"[a-z0-9-]{3,}\.(?:burpcollaborator\.net|oastify\.com|interact\.sh|oast\.[a-z]+|dnslog\.|ceye\.io|r[a-z]+repo\.)|x_wvs"),
-    },
-    Signature {
-        id: "scanner-environment",
-        category: Scanner,
-        level: Low,
-        reason: "A file of settings and secrets is looked for (CWE-538)",
-        targets: Targets::PATH,
-        words: &["/.env"],
-        confirm: Some(r"^(?:/[a-z0-9_.-]{1,32}){0,3}/\.env(?:[._~][a-z0-9._-]*)?$"),
+        words: &["burpcollaborator.", "oastify.", "interact.sh", ".oast.", "dnslog.", "ceye.io", "acunetix"],
+        confirm: Some(r"[a-z0-9-]{3}\.(?:burpcollaborator\.net|oastify\.com|interact\.sh|oast\.[a-z]|dnslog\.|ceye\.io)|unetix_wvs"),
     },
     Signature {
         id: "scanner-repository",
@@ -130,12 +115,12 @@ pub const MORE: &[Signature] = &[
         id: "scanner-secret",
         category: Scanner,
         level: Low,
-        reason: "A file of keys or passwords is looked for (CWE-538)",
+        reason: "A file of keys, passwords or settings is looked for (CWE-538)",
         targets: Targets::PATH,
-        words: &["/.aws/", "/.ssh/", "/.ht", "/.docker", "/.kube/", "/.vscode/", "sftp", "_history", "/.npmrc", "/.pgpass", "/.netrc"],
+        words: &["/.env", "/.aws/", "/.ssh/", "/.ht", "/.docker", "/.kube/", "sftp", "_history", "/.npmrc", "/.netrc", "pgpass"],
         confirm: Some(concat!(
-            r"^(?:/[a-z0-9_.-]{1,32}){0,2}/(?:\.(?:aws/cred|aws/conf|ssh/|ht(?:passwd|access)|docker/|dockercfg|kube/conf|",
-            r"vscode/sftp|[a-z]+_history$|npmrc$|pgpass$|netrc$)|sftp(?:-config)?\.json)",
+            r"^(?:/[a-z0-9_.-]{1,32}){0,3}/(?:\.(?:env(?:[._~][a-z0-9._-]*)?$|aws/c|ssh/|ht(?:passwd|access)|docker(?:/|c)|kube/c",
+            r"|vscode/sftp|[a-z]+_history$|npmrc$|pgpass$|netrc$)|sftp(?:-config)?\.json)",
         )),
     },
     Signature {
@@ -144,11 +129,8 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A forgotten copy of a program or its settings is looked for (CWE-530)",
         targets: Targets::PATH,
-        words: &[".php", ".config", ".jsp", ".asp", "wp-config", "settings.py", "database.yml", ".inc"],
-        confirm: Some(concat!(
-            r"/[#.]?(?:wp-config[a-z0-9._-]*|[a-z0-9_-]+\.(?:php|jsp|aspx?|inc|config)|settings\.py|database\.yml)",
-            r"(?:\.(?:bak|backup|old|orig|save|saved|sav|swp|swo|tmp|copy|dist|1|txt)|~|_bak|_old|%23|#)$",
-        )),
+        words: &[".php", ".config", ".jsp", ".asp", "wp-config", ".yml"],
+        confirm: Some(r"/[#.]?(?:wp-config|[a-z0-9_-]+\.(?:php|jsp|aspx?|config|yml))[a-z.]*(?:[._](?:bak|old|orig|save|swp)|~|%23)$"),
     },
     Signature {
         id: "scanner-actuator",
@@ -157,7 +139,7 @@ pub const MORE: &[Signature] = &[
         reason: "Spring's actuator would tell secrets or change settings (CWE-200)",
         targets: Targets::PATH,
         words: &["actuator"],
-        confirm: Some(r"/actuator(?:/|;/?|%2f)(?:env|heapdump|threaddump|dump|trace|httptrace|jolokia|gateway|logfile|mappings|beans|conf|sh)"),
+        confirm: Some(r"/actuator(?:/|;/?|%2f)(?:env|heap|thread|dump|trace|jolokia|gateway|logfile|mappings|beans|conf|shutd)"),
     },
     Signature {
         id: "scanner-web-shell",
@@ -165,11 +147,8 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A program that burglars leave behind is looked for (CWE-506)",
         targets: Targets::PATH,
-        words: &["/c99", "/r57", "/wso", "b374k", "shell", "/alfa", "/cmd.", "/nmaplow", "trinity.txt", "/marijuana", "/0x"],
-        confirm: Some(concat!(
-            r"/(?:c99|r57|wso[0-9]*|b374k|(?:web|php|my|up|x)?shell[0-9]*|alfa(?:new|_data|shell)?|cmd|marijuana|0x[a-z]*)",
-            r"\.(?:php[57]?|jspx?|aspx?|phtml)$|/alfacgiapi/|/nmaplowercheck|trinity\.txt\.bak",
-        )),
+        words: &["/c99", "/r57", "/wso", "b374k", "shell", "/alfa", "/cmd.", "/nmaplow", "trinity.txt", "/0x"],
+        confirm: Some(r"/(?:c99|r57|wso2?|b374k|(?:web|my)?shell[0-9]*|alfa|cmd|0x)\.(?:php|jspx?|aspx?)$|/alfacgi|/nmaplow|y\.txt\.bak"),
     },
     Signature {
         id: "scanner-archive",
@@ -178,16 +157,7 @@ pub const MORE: &[Signature] = &[
         reason: "An archive or a dump of a whole site is looked for (CWE-530)",
         targets: Targets::PATH,
         words: &[".sql", ".zip", ".tar", ".tgz", ".rar", ".bak", ".7z"],
-        confirm: Some(r"^/(?:backups?|dump|db|database|site|website|www|htdocs|public_html|wwwroot|mysql)[0-9_-]*\.(?:sql|zip|tar|tgz|rar|bak|7z)"),
-    },
-    Signature {
-        id: "scanner-research",
-        category: Scanner,
-        level: Medium,
-        reason: "A surveyor of the whole Internet says its name",
-        targets: Targets::AGENT,
-        words: &["zgrab", "censysinspect", "expanse", "internet-measurement", "internetmeasurement", "leakix", "l9explore", "l9tcpid"],
-        confirm: None,
+        confirm: Some(r"^/(?:backups?|dump|db|database|site|website|www|htdocs)[0-9_-]*\.(?:sql|zip|tar|tgz|rar|bak|7z)"),
     },
     Signature {
         id: "scanner-console",
@@ -195,11 +165,8 @@ pub const MORE: &[Signature] = &[
         level: Medium,
         reason: "A console or a page for debugging is looked for (CWE-489)",
         targets: Targets::PATH,
-        words: &["phpinfo", "/server-status", "/manager/html", "console", "/_profiler", "/elmah.axd", "/trace.axd", "/solr/admin", "/telescope/", "debug"],
-        confirm: Some(concat!(
-            r"/(?:phpinfo\.php|server-(?:status|info)$|manager/html|(?:jmx|web)-console/|console/(?:login|css)|_profiler/",
-            r"|elmah\.axd|trace\.axd|solr/admin/|telescope/req|debug/(?:default/view|pprof)|wp-content/debug\.log)",
-        )),
+        words: &["phpinfo.php", "/server-status", "/manager/", "console/", "/_profiler/", "elmah.axd", "/solr/", "/debug/"],
+        confirm: Some(r"/(?:phpinfo\.php|server-status$|manager/html|(?:jmx|web)-console/|_profiler/|elmah\.axd|solr/admin/|debug/pp)"),
     },
     Signature {
         id: "sqli-union",
@@ -209,8 +176,9 @@ pub const MORE: &[Signature] = &[
         targets: HEAD,
         words: &["union"],
         confirm: Some(concat!(
-            r"union(?:\s|/\*[^*]*\*+/|\+|%20|%09|%0a|\(|all|distinct|distinctrow)+select(?:\s|/\*[^*]*\*+/|\+|%20|\(|all|distinct)*",
-            r"(?:null|'[^']*'|0x[0-9a-f]+|[0-9]+|@@?[a-z_]+|[a-z_]+\([^)]*\)|\*|[a-z_]+)(?:\s|\)|/\*[^*]*\*+/|\+|%20)*(?:,|%2c|from|--|#|;|$)",
+            r"union(?:\s|/\*[^*]*\*+/|\+|%20|%09|%0a|\(|all|distinct)+select(?:\s|/\*[^*]*\*+/|\+|%20|\(|all|distinct)*(?:",
+            r"(?:null|'[^']*'|0x[0-9a-f]+|[0-9]+|@@?[a-z_]+|[a-z_]+\([^)]*\)|\*)(?:\s|\)|/\*[^*]*\*+/|\+|%20)*(?:[,;#]|%2c|from|--|$)",
+            r"|[a-z_]+\s*(?:,[^;]*)?\sfrom\s+[a-z_.]+\s*(?:where|limit|order|--|#|;|$))",
         )),
     },
     Signature {
@@ -219,11 +187,11 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A database is made to wait, run a program, or read or write a file (CWE-89)",
         targets: HEAD,
-        words: &["sleep(", "benchmark(", "waitfor", "dbms_", "xp_", "utl_", "load_file(", "outfile", "dumpfile", "extractvalue(", "updatexml("],
+        words: &["sleep(", "benchmark(", "waitfor", "dbms_", "xp_", "utl_", "load_file(", "outfile", "dumpfile", "tvalue(", "texml("],
         confirm: Some(concat!(
-            r#"(?:select|or|and|xor|when|then|\|\||&&|,|=|\(|;|\*/)[\s('"+/*]*(?:pg_)?sleep\s*\(\s*[0-9.]+|benchmark\s*\(\s*[0-9]{4,}\s*,"#,
-            r"|waitfor\s+(?:delay|time)\s*'|dbms_(?:pipe\.receive_message|lock\.sleep)|exec\S*\s+\S*xp_[a-z]+|utl_(?:http|inaddr)\.[a-z_]+\s*\(",
-            r#"|load_file\s*\(\s*(?:['"]|0x|char|concat)|into\s+(?:out|dump)file\s*['"]|(?:extractvalue|updatexml)\s*\([^,]*,\s*(?:concat|0x|\()"#,
+            r#"(?:select|from|or|and|when|then|\|\||&&|,|=|\(|;|\*/)[\s('"+/*]*(?:pg_)?sleep\s*\(\s*[0-9.]+|benchmark\s*\(\s*[0-9]{4}"#,
+            r#"|waitfor\s+(?:delay|time)\s*'|dbms_(?:pipe\.rec|lock\.sl)|exec\S*\s+\S*xp_[a-z]+|utl_(?:http|inaddr)\.[a-z_]+\s*\("#,
+            r#"|load_file\s*\(\s*(?:['"]|0x|char)|into\s+(?:out|dump)file\s*['"]|(?:extractvalue|updatexml)\s*\([^,]*,\s*(?:c|0|\()"#,
         )),
     },
     Signature {
@@ -233,7 +201,7 @@ pub const MORE: &[Signature] = &[
         reason: "SQL is cut up with comments to escape notice (CWE-89)",
         targets: HEAD,
         words: &["/*!", "/**/", "*/ion", "*/ect"],
-        confirm: Some(r"/\*!\d{0,6}\s*(?:union|select|from|where|and|or|concat|all)\W|(?:un|uni|sel|sele)/\*[^*]*\*/[a-z]+|/\*\*/(?:or|and|union|select)/\*"),
+        confirm: Some(r"/\*!\d*\s*(?:union|select|from|where|and|or|all)[^a-z]|(?:un|uni|sel|sele)/\*[^*]*\*/[a-z]|/\*\*/(?:or|and)/\*"),
     },
     Signature {
         id: "sqli-json",
@@ -255,27 +223,22 @@ pub const MORE: &[Signature] = &[
         targets: HEAD,
         words: &["drop ", "truncate ", "alter ", "delete ", "insert ", "update ", "exec", "declare ", "shutdown", "copy "],
         confirm: Some(concat!(
-            r#"['"0-9)]\s*;\s*(?:(?:drop|truncate|alter|create)\s+(?:table|database|user|view)\s+\S+\s*(?:;|--|#|/\*|$)|delete\s+from\s+\S+\s*(?:;|--|where|$)"#,
-            r"|insert\s+into\s+\S+|update\s+\S+\s+set\s|exec(?:ute)?\s*[\s(@]|declare\s+@|shutdown\s*(?:;|--)|copy\s+\S+\s+(?:from|to)\s+program)",
+            r#"['"0-9)]\s*;\s*(?:(?:drop|truncate|alter|create)\s+(?:table|database|user|view)\s+\S+\s*(?:;|--|#|/\*|$)"#,
+            r"|delete\s+from\s+\S+\s*(?:;|--|where)|insert\s+into\s+\S+\s*(?:\(|values)|update\s+\S+\s+set\s+\S+\s*=|declare\s+@",
+            r"|exec(?:ute)?[\s(]+(?:master|sp_|xp_|immediate|@)|shutdown\s*(?:;|--)|copy\s+\S+\s+(?:from|to)\s+program)",
         )),
     },
     Signature {
-        id: "sqli-schema",
-        category: Sqli,
-        level: Medium,
-        reason: "The names of tables, or a server's version, are asked for (CWE-89)",
-        targets: Targets::ALL,
-        words: &["information_schema", "sysobjects", "sqlite_master", "pg_catalog", "pg_shadow", "mysql.user", "all_tables", "@@version"],
-        confirm: Some(r"(?:from|join)[\s(/*`+]+(?:information_schema|\S*sysobjects|sqlite_master|pg_|mysql\.user|all_tables)|select[\s(]+@@version"),
-    },
-    Signature {
-        id: "sqli-quote",
+        id: "sqli-condition",
         category: Sqli,
         level: High,
-        reason: "A quotation mark is followed by an operator or a comment of SQL (CWE-89)",
+        reason: "A quotation mark or a number is followed by a condition or a comment of SQL (CWE-89)",
         targets: VALUES,
-        words: &["'--", "' --", "' #", "' or", "' and", "'||", "' ||", "\" or", "\" and", "') or", "') and", "'; ", "'/*", "\"--"],
-        confirm: Some(r#"^[^'"\s]{0,40}['"]\)*\s*(?:--|#|/\*|;|\|\||(?:or|and)\s+\S+\s*(?:=|<|>|like|is\s|in\s*\(|between))"#),
+        words: &["'--", "' --", "' #", "' or", "' and", "'||", "' |", "\" or", "\" and", "') o", "') a", "'; ", " or ", " and "],
+        confirm: Some(concat!(
+            r#"^[^'"\s]{0,40}['"]\)*\s*(?:--|#|/\*|;|\|\||(?:or|and)\s+\S+\s*(?:=|<|>|like|is\s|in\s*\(|between))"#,
+            r"|^-?[0-9]+\s+(?:or|and)\s+(?:not\s+|true|false|-?[0-9]+\s*[=<>])",
+        )),
     },
     Signature {
         id: "xss-script-address",
@@ -285,7 +248,8 @@ pub const MORE: &[Signature] = &[
         targets: VALUES.and(Targets::REFERER),
         words: &["script:", "data:text/html", "data: text/html", "script&colon;"],
         confirm: Some(concat!(
-            r#"^[\s"'<>/*]*(?:(?:java|vb)script(?::|&colon;)[^\s]*(?:\(|`|\[|%28|&lpar;|\\x28|document|location|import)|data:\s*text/html\s*[;,])"#,
+            r#"^[\s"'<>/*]*(?:(?:java|vb)script(?::|&colon;)(?://[^\n]*\n)?\S*(?:\(|`|\[|%28|&lpar;|\\x28|document|location)"#,
+            r"|data:\s*text/html\s*[;,])|jav\s+ascript:|ja\s+vascript:|java[\t\r\n]+script:",
         )),
     },
     Signature {
@@ -296,7 +260,7 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["alert", "confirm", "prompt", "eval", "fetch(", "import(", "print()", "cookie"],
         confirm: Some(concat!(
-            r#"^[^'"`<\s]{0,40}\\?['"`][\s})\];,+*/%|&^?:-]*(?:(?:window|self|top|globalthis|this|parent)[.\[]\S*)?"#,
+            r#"^[^'"`<\s]{0,40}\\?['"`]\s*[})\];,+*/%|&^?:-][\s})\];,+*/%|&^?:-]*(?:(?:window|self|top|this|parent)[.\[]\S*)?"#,
             r"(?:(?:alert|confirm|prompt|eval|fetch|import|print)\s*(?:\)\s*)?(?:\(|`|\?\.)|document\.(?:cookie|location|write))",
         )),
     },
@@ -317,12 +281,9 @@ pub const MORE: &[Signature] = &[
         category: Xss,
         level: Low,
         reason: "Markup is encoded more than once to escape notice (CWE-79)",
-        targets: Targets::PATH.and(Targets::QUERY),
+        targets: Targets::QUERY,
         words: &["u003c", "\\x3c", "%3c", "%253c", "+adw-", "\\74s", "fromcharcode"],
-        confirm: Some(concat!(
-            r"(?:[\\%]u003c|\\x3c|%25(?:25)*3c|\+adw-|\\74)/?(?:script|img|svg|iframe|body)",
-            r"|eval\s*\(\s*string\.fromcharcode|^[^?]*%3cscript(?:%3e|%20)",
-        )),
+        confirm: Some(r"(?:[\\%]u003c|\\x3c|%(?:25)*3c|\+adw-|\\74)/?(?:script|img|svg|iframe|body)|eval\s*\(\s*string\.from"),
     },
     Signature {
         id: "xss-event",
@@ -330,7 +291,7 @@ pub const MORE: &[Signature] = &[
         level: Medium,
         reason: "A handler of an event, or a script that sends a cookie away (CWE-79)",
         targets: VALUES,
-        words: &["onerror", "onload", "onclick", "onfocus", "onmouse", "ontoggle", "onpointer", "onanimation", "onbegin", "document."],
+        words: &["onerror", "onload", "onclick", "onfocus", "onmouse", "ontoggle", "onpointer", "onanim", "onbegin", "document."],
         confirm: Some(concat!(
             r#"(?:^|[\s"'/>])on(?:error|load|click|focus|mouse|toggle|pointer|animation|begin)[a-z]*\s*=\s*["'`]?[^"'`>]*[(`]"#,
             r"|(?:fetch|open|location|src|beacon)[^;]{0,60}document\.cookie|document\.write\s*\(\s*[^)]*<script",
@@ -342,11 +303,11 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "The address at which a cloud tells a machine its credentials (CWE-918)",
         targets: VALUES.and(Targets::PATH).and(Targets::HEADER).and(Targets::REFERER),
-        words: &["169.254.", "169-254-", "a9fe", "0xa9", "2852039166", "0251.", "254.169", "metadata.", "100.100.100.200", "fd00:ec2"],
+        words: &["169.254.", "169-254-", "a9fe", "0xa9", "2852039166", "251.0", "metadata.", "100.100.100.200", "fd00:ec2"],
         confirm: Some(concat!(
-            r"^(?:\S*(?:[/\\]{2}|@|:/))?\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25[34]|170\.2)[/:?]|(?:[a-z]+://)?metadata\.google\.internal)",
-            r"|^\S*(?:[/\\]{2}|@|:/)\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25[34]|170\.2)|a9fe:a9fe|0xa9\.?(?:0x)?fe|2852039166|0*251\.0*376|425\.510)",
-            r"|^\S*(?:[/\\]{2}|@)(?:\[?fd00:ec2::254|100\.100\.100\.200|metadata\.(?:google|tencentyun)|[a-z0-9.-]*169[.-]254[.-]169[.-]254\.)",
+            r"^(?:\S*(?:[/\\]{2}|@|:/))?\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25[34]|170\.2)[/:?]|metadata\.google\.internal)",
+            r"|^\S*(?:[/\\]{2}|@|:/)\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25|170\.2)|a9fe:a9fe|0xa9\.?(?:0x)?fe|2852039166",
+            r"|0*251\.0*376|fd00:ec2::254|100\.100\.100\.200|metadata\.tencent|[a-z0-9.-]*169[.-]254[.-]169[.-]254\.)",
         )),
     },
     Signature {
@@ -355,10 +316,10 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "This machine's own address, spelled to escape notice (CWE-918)",
         targets: VALUES,
-        words: &["://0", "://127.", "://[", "://2130706433", "@127.", "://017", "①"],
+        words: &["://0", "://127.", "://[", "://2130706433", "@127.", "@0x7", "@2130706433"],
         confirm: Some(concat!(
-            r"^[a-z]+://(?:[^/]*@)?(?:0x7f|2130706433|0+177\.|127\.(?:[0-9]{1,3}\.)?[0-9]{1,3}(?:[:/]|$)|0(?:[:/]|$)|0\.0\.0\.0",
-            r"|\[(?:::|0:0:0:0:0:0:0:1|::1|::ffff:(?:127|7f00|0)[^\]]*)\](?::[0-9]+)?/\S)|①",
+            r"^[a-z]+://(?:[^/]*@)?(?:0x7f|2130706433|0+177\.|127\.(?:[0-9]{1,3}\.)?[0-9]{1,3}(?:[:/]|$)|0(?:[:/]|$)",
+            r"|\[(?:::|0:0:0:0:0:0:0:[01]|::ffff:(?:127|7f00|0)[^\]]*)\])",
         )),
     },
     Signature {
@@ -369,7 +330,7 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["file:/", "gopher:/", "dict:/", "jar:", "netdoc:", "tftp:/"],
         confirm: Some(concat!(
-            r"^\s*(?:url:)?(?:file:/+(?:localhost/)?(?:etc|proc|root|var/(?:run|log|www)|home/[^/]+/\.|[a-z][:|]?[/\\]+(?:windows|winnt|inetpub))",
+            r"^\s*(?:url:)?(?:file:/+(?:localhost/)?(?:etc|proc|root|var/(?:run|log|www)|home/[^/]+/\.|[a-z][:|]?[/\\]+windows)",
             r"|(?:gopher|dict|tftp)://\S+:[0-9]+/|jar:(?:https?|file|ftp):|netdoc:/)",
         )),
     },
@@ -379,10 +340,10 @@ pub const MORE: &[Signature] = &[
         level: Medium,
         reason: "An address of a service that only this network should reach (CWE-918)",
         targets: VALUES,
-        words: &["localhost", "127.0.0.1", "docker.sock", "kubernetes.default", ".nip.io", ".sslip.io", "localtest.me", "rbndr.us"],
+        words: &["localhost:", "127.0.0.1:", "docker.sock", "kubernetes.default", ".nip.io", ".sslip.io"],
         confirm: Some(concat!(
-            r"^[a-z+]+://(?:[^/]*@)?(?:localhost|127\.0\.0\.1):(?:2[0-9]|11211|2375|2379|3306|5432|6379|8500|9200|10250|27017)(?:/|$)|^unix:/+var/run/docker",
-            r"|^https?://(?:kubernetes\.default|(?:[a-z0-9.-]*(?:127|10|192|169)[.-][0-9.-]+\.(?:nip|sslip)\.io)|[a-z0-9.-]*(?:localtest\.me|rbndr\.us))",
+            r"^[a-z+]+://(?:[^/]*@)?(?:localhost|127\.0\.0\.1):(?:2[0-9]|11211|237[59]|3306|5432|6379|8500|9200|10250|27017)(?:/|$)",
+            r"|^unix:/+var/run/docker|^https?://(?:kubernetes\.default|\S*(?:127|10|192|169)[.-][0-9.-]+\.(?:nip|sslip)\.io)",
         )),
     },
     Signature {
@@ -391,8 +352,8 @@ pub const MORE: &[Signature] = &[
         level: High,
         reason: "An address on this machine (CWE-918)",
         targets: VALUES,
-        words: &["//localhost", "//127.", "//[::1", "@localhost"],
-        confirm: Some(r"^[a-z+]*:?//(?:[^/]*@)?(?:localhost|127\.[0-9.]+|\[::1\])(?:[:/?#]|$)"),
+        words: &["//localhost", "//127.", "//[::1", "//0.0.", "@localhost"],
+        confirm: Some(r"^[a-z+]*:?//(?:[^/]*@)?(?:localhost|127\.[0-9.]+|0\.0\.0\.0|\[::1\])(?:[:/?#]|$)"),
     },
     Signature {
         id: "protocol-header-injection",
@@ -400,7 +361,7 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A line break begins a header, an answer or a request (CWE-113, CWE-93)",
         targets: HEAD,
-        words: &["set-cookie", "content-length", "content-type", "access-control-", "-encoding:", "x-xss-", "http/1.", "嘊嘍", "嘍嘊", "%98%8"],
+        words: &["set-cookie", "content-", "access-control-", "-encoding:", "x-xss-", "http/1.", "嘊嘍", "嘍嘊", "%98%8"],
         confirm: Some(concat!(
             r"[\r\n]\s*(?:set-cookie|content-length|content-type|access-control-[a-z-]+|transfer-encoding|x-xss-protection)\s*:",
             r"|[\r\n]\s*http/1\.[01]\s+[0-9]{3}|\shttp/1\.[01][\r\n]+[a-z-]+\s*:|嘊嘍|嘍嘊|%e5%98%8[ad]%e5%98%8[ad]",
@@ -428,10 +389,10 @@ pub const MORE: &[Signature] = &[
         id: "protocol-smuggled-request",
         category: Protocol,
         level: Low,
-        reason: "A body or a header holds a second request (CWE-444)",
-        targets: Targets::BODY.and(Targets::HEADER),
+        reason: "A body goes on with a second request (CWE-444)",
+        targets: Targets::BODY,
         words: &["http/1.1\r\n", "http/1.0\r\n", "http/1.1\n"],
-        confirm: Some(r"^(?:0?[\r\n]+)?(?:get|post|put|delete|head|options|patch)\s+(?:/|https?:)\S*\s+http/1\.[01]\r?\n[a-z0-9-]+:"),
+        confirm: Some(r"^(?:\s*0|[0-9a-f]+)?[\r\n]+(?:[0-9a-f]+\r\n)?g?(?:get|post|put|delete|head)\s+\S+\s+http/1\.[01]\r?\n"),
     },
     Signature {
         id: "protocol-line-break",
@@ -443,46 +404,16 @@ pub const MORE: &[Signature] = &[
         confirm: Some(r"[\r\n](?:location|host|link|refresh|x-[a-z-]+):\s*\S"),
     },
     Signature {
-        id: "upload-script-name",
-        category: Upload,
-        level: Low,
-        reason: "The name of a file hides that it is a program (CWE-434)",
-        targets: Targets::BODY,
-        words: &[".php", ".pht", ".phar", ".jsp", ".asp", ".exe", ".scr", ".hta", ".vbs", ".asa", ".cdx"],
-        confirm: Some(concat!(
-            r"^[^/\\\s]+\.(?:phtml|phar|pht|phps|php[3-8]|jspx|jspf|asa|cdx|ashx)\.?$|^(?:\.\.[/\\]){2,}\S*\.(?:php[3-8]?|phtml|jspx?|aspx?)$",
-            r"|^[^/\\\s]+\.(?:php[0-9]?|phtml|jspx?|aspx?)(?:%00|%20|\.|;|::\$data|:|\x00)+(?:jpe?g|png|gif|bmp|webp|pdf|txt|svg)?$",
-            r"|^[^/\\]+\.(?:jpe?g|png|gif|webp|pdf|docx?|txt)\.(?:php[0-9]?|phtml|phar|jspx?|aspx?|exe|scr|hta|vbs|bat)$",
-        )),
-    },
-    Signature {
-        id: "upload-script",
-        category: Upload,
-        level: Low,
-        reason: "A program runs what a visitor sends it, or hides in a picture (CWE-434)",
-        targets: Targets::BODY,
-        words: &["gif89a", "gif87a", "request.getparameter", "eval request", "eval(request", "execute request", "execute(request"],
-        confirm: Some(concat!(
-            r"^gif8[79]a[^<]{0,400}<(?:\?(?:php|=)|script|%)|<%[^%]*(?:eval|execute)\s*\(?\s*request|<%[^%]*exec\s*\(\s*request\.getparameter",
-        )),
-    },
-    Signature {
-        id: "upload-script-plain",
-        category: Upload,
-        level: Medium,
-        reason: "A value is the name of a program or of a server's settings (CWE-434)",
-        targets: Targets::BODY,
-        words: &[".php", ".jsp", ".asp", ".cgi", ".cfm", ".htaccess", ".htpasswd", "web.config", ".user.ini", ".war"],
-        confirm: Some(r"^[^/\\\s]*\.(?:php|jsp|aspx?|cgi|cfm|war|htaccess|htpasswd|user\.ini)$|^web\.config$"),
-    },
-    Signature {
         id: "xxe-entity",
         category: Xxe,
         level: Low,
-        reason: "A document's entity is fetched from a file or an address (CWE-611)",
+        reason: "A document fetches an entity, or a part of itself, from a file or an address (CWE-611)",
         targets: VALUES,
-        words: &["<!entity"],
-        confirm: Some(r#"<!entity\s+(?:%\s+)?\S+\s+(?:system|public\s+["'][^"']*["'])\s+["'](?:[a-z]+:/|/|\\\\|[a-z]:[/\\]|expect:|%)"#),
+        words: &["<!entity", "xi:include", "xinclude"],
+        confirm: Some(concat!(
+            r#"<!entity\s+(?:%\s+)?\S+\s+(?:system|public\s+["'][^"']*["'])\s+["'](?:[a-z]+:/|/|\\\\|[a-z]:[/\\]|expect:|%)"#,
+            r#"|<[a-z]*:?include[^>]+href\s*=\s*["'](?:file:|/(?:etc|proc|var|home|root)|[a-z]:\\|https?:)"#,
+        )),
     },
     Signature {
         id: "xxe-expansion",
@@ -492,15 +423,6 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["<!entity"],
         confirm: Some(r#"<!entity\s+(?:%\s+)?\S+\s+["'](?:[&%][a-z0-9_.-]+;\s*){4,}"#),
-    },
-    Signature {
-        id: "xxe-include",
-        category: Xxe,
-        level: Low,
-        reason: "A document includes a file of the server's (CWE-611)",
-        targets: VALUES,
-        words: &["xi:include", "xinclude"],
-        confirm: Some(r#"<[a-z]*:?include[^>]+href\s*=\s*["'](?:file:|/(?:etc|proc|var|home|root)|[a-z]:\\|https?:)"#),
     },
     Signature {
         id: "xxe-doctype",
@@ -515,12 +437,12 @@ pub const MORE: &[Signature] = &[
         id: "nosql-login",
         category: Nosql,
         level: Low,
-        reason: "A name or a password is an operator of MongoDB's (CWE-943)",
+        reason: "A password is an operator of MongoDB's (CWE-943)",
         targets: Targets::QUERY.and(Targets::BODY),
-        words: &["[$ne]", "[$gt]", "[$gte]", "[$regex]", "[$in]", "[$nin]", "[$exists]", "[$eq]", "[$lt]", "[$not]", "{\"$"],
+        words: &["[$ne]", "[$gt", "[$regex]", "[$in]", "[$nin]", "[$exists]", "[$eq]", "[$lt", "[$not]", "{\"$", "{ \"$"],
         confirm: Some(concat!(
-            r"^[a-z0-9_.]*(?:user|login|mail|pass|pwd|token|secret|key|pin|otp)[a-z0-9_]*\]?\[\$(?:ne|gte?|lte?|regex|n?in|exists|eq|not)\]",
-            r#"|"[a-z_]*(?:pass|pwd|user|token)[a-z_]*"\s*:\s*\{\s*"\$(?:ne|gte?|regex|n?in|exists|not)""#,
+            r"^(?:[a-z0-9_.]*\[)*[a-z0-9_.]*(?:pass|pwd|secret)[a-z0-9_]*\]?\[\$(?:ne|gte?|lte?|regex|n?in|exists|eq|not)\]",
+            r#"|"[a-z_]*(?:pass|pwd|secret)[a-z_]*"\s*:\s*\{\s*"\$(?:ne|gte?|regex|n?in|exists|not)""#,
         )),
     },
     Signature {
@@ -531,9 +453,8 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["$where", "this.", "sleep(", "while(", "$function", "$accumulator", "return true", "return 1"],
         confirm: Some(concat!(
-            r#"^[^'"\s]{0,40}['"]\s*(?:;|\|\||&&|\})\s*(?:return\s+(?:true|1)|sleep\s*\(|while\s*\(|this\.[a-z]+)"#,
-            r#"|^\s*(?:function\s*\(\s*\)\s*\{\s*)?(?:return\s+)?this\.(?:pass|user|token|secret)[a-z]*\s*(?:==|!=|\.match|\[)|\[\$where\]"#,
-            r#"|"\$where"\s*:"#,
+            r#"^[^'"\s]{0,40}['"]\s*(?:;|\|\||&&|\})\s*(?:return\s+(?:true|1)|sleep\s*\(|while\s*\(|this\.[a-z]+)|\[\$where\]"#,
+            r#"|"\$where"\s*:|^\s*(?:function\s*\(\s*\)\s*\{)?\s*(?:return\s+)?this\.(?:pass|pwd)[a-z]*\s*(?:==|!=|\.match|\[)"#,
         )),
     },
     Signature {
@@ -543,6 +464,6 @@ pub const MORE: &[Signature] = &[
         reason: "A parameter's name is an operator of MongoDB's (CWE-943)",
         targets: Targets::QUERY.and(Targets::BODY),
         words: &["$ne", "$gt", "$lt", "$in", "$nin", "$or", "$and", "$regex", "$where", "$exists", "$expr", "$not"],
-        confirm: Some(r#"^(?:[a-z0-9_.]*(?:\[[a-z0-9_.]*\])*\[)?\$(?:ne|gte?|lte?|n?in|n?or|and|regex|where|exists|expr|not|function)\]?(?:\[.*)?$"#),
+        confirm: Some(r"^(?:[a-z0-9_.]*(?:\[[a-z0-9_.]*\])*\[)?\$(?:ne|gte?|lte?|n?in|n?or|and|regex|where|exists)\]?(?:\[.*)?$"),
     },
 ];
