@@ -8,11 +8,13 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod challenge;
 mod explained;
 mod failover;
 mod harness;
 mod health;
 mod identity;
+mod lists;
 mod mmdb;
 mod names;
 mod orders;
@@ -22,3 +24,5 @@ mod regions;
 mod reload;
 mod replay;
 mod streaming;
+mod transforms;
+mod waf;

@@ -374,7 +374,18 @@ pub const SIGNATURES: &[Signature] = &[
         level: Low,
         reason: "What deserialisers of Java, .NET or JavaScript are made to misuse (CWE-502, CVE-2025-55182)",
         targets: VALUES.and(Targets::HEADER),
-        words: &["functors.", "latesimpl", "wsetimpl", "class=", "<java.", "@type", "provider", "nd_func", ":__proto", ":constr"],
+        words: &[
+            "functors.",
+            "tesimpl",
+            "rowsetimpl",
+            "class=",
+            "<java.",
+            "@type",
+            "dataprov",
+            "nd_func",
+            ":__proto__:",
+            ":const",
+        ],
         confirm: Some(concat!(
             r"^\S*(?:functors\.invokertransformer|trax\.templatesimpl|jdbcrowsetimpl|data\.objectdataprovider)\S*$",
             r#"|class\s*=\s*["']java\.(?:lang\.(?:processbuilder|runtime)|beans\.(?:xmldecoder|eventhandler))"#,
@@ -422,7 +433,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A key of a JSON document changes the prototype of all objects (CWE-1321)",
         targets: Targets::BODY,
         words: &["__proto__"],
-        confirm: Some(r#"^__proto__$|^\s*[\[{].*"__proto__"\s*:"#),
+        confirm: Some(r#"(?s)^__proto__$|^\s*[\[{].*"__proto__"\s*:"#),
     },
     Signature {
         id: "rce-server-include",

@@ -40,8 +40,8 @@ pub const MORE: &[Signature] = &[
         targets: Targets::ALL,
         words: &["__cl", "__in", "__su", "__gl", "__bu", "__im", "__ba", "__mr", "x5f\\x5f", "attr(", "ig.items", "ig.from"],
         confirm: Some(concat!(
-            r"(?:\{[{%]|[$#]\{)[^}]*(?:(?:__|\\x5f\\x5f)(?:class|mro|subclasses|globals|builtins|import|bases?|init|getattr)",
-            r#"|\|\s*attr\s*\(\s*["'(r]|config\.(?:items\(|from_))|__subclasses__\s*\(\s*\)\s*\["#,
+            r"(?:\{[{%]|[$#]\{)[^}]*(?:(?:__|\\x5f\\x5f)(?:class|mro|subclasses|globals|builtins|import|bases?|init)(?:_|\\x)",
+            r#"|\|\s*attr\s*\(\s*(?:["'](?:_|\\x|appl)|\(|request)|config\.(?:items\(|from_))|__subclasses__\s*\(\s*\)\s*\["#,
             r#"|__(?:class|init|base|mro|bases)__[\])('"]*\.?\[?["']?__(?:mro|bases?|globals|subclasses|init)__"#,
         )),
     },
@@ -52,7 +52,10 @@ pub const MORE: &[Signature] = &[
         reason: "A template of FreeMarker's or Velocity's makes an object of any class (CWE-1336)",
         targets: Targets::ALL,
         words: &["freemarker.template.utility", "?new(", "? new(", "class.forname", "class().forname", "class.inspect"],
-        confirm: Some(r#"freemarker\.template\.utility|["']\s*\?\s*new\s*\(|(?:\$\S*|["')}])\.?(?:getclass\(\)|class)\.(?:forn|in)"#),
+        confirm: Some(concat!(
+            r#"freemarker\.template\.utility|["']\s*\?\s*new\s*\("#,
+            r#"|(?:\$\S*|["')}])\.?(?:getclass\(\)|class)\.(?:forname\(|inspect\("java)"#,
+        )),
     },
     Signature {
         id: "ssti-php",
@@ -73,7 +76,7 @@ pub const MORE: &[Signature] = &[
         reason: "A template of ERB's or Slim's runs a program or reads a file (CWE-1336)",
         targets: Targets::ALL,
         words: &["<%=", "<% ", "#{`", "#{system", "#{exec", "#{io.", "#{%x", "#{file", "#{dir", "#{ `", "#{ %", "#{ system"],
-        confirm: Some(r#"(?:<%=?|#\{)\s*(?:`|%x[\[({]|(?:system|exec|spawn|io\.popen|file\.[a-z]+|dir\.[a-z]+)[\s(]*["'])"#),
+        confirm: Some(r#"^\S*(?:<%=?|#\{)\s*(?:`|%x[\[({]|(?:system|exec|spawn|io\.popen|file\.[a-z]+|dir\.[a-z]+)[\s(]*["'])"#),
     },
     Signature {
         id: "ssti-javascript",
@@ -82,7 +85,10 @@ pub const MORE: &[Signature] = &[
         reason: "A template of Angular's, Pug's or Handlebars' reaches the function constructor (CWE-1336)",
         targets: Targets::ALL,
         words: &["constructor.constructor", "['constructor']", "[\"constructor\"]", "as |string|", "root.process"],
-        confirm: Some(r#"constructor\.constructor\s*[(`.]|\[["']constructor["']\][\[(]|#with\s+"s"\s+as\s+\||root\.process\.main"#),
+        confirm: Some(concat!(
+            r#"constructor\.constructor\s*[(`.]|\[["']constructor["']\][\[(]"#,
+            r#"|#with\s+["'][a-z]["']\s+as\s+\|string\||root\.process\.mainmodule"#,
+        )),
     },
     Signature {
         id: "scanner-agent",
@@ -100,7 +106,10 @@ pub const MORE: &[Signature] = &[
         reason: "An address at which a tester listens for what a victim fetches (CWE-918)",
         targets: Targets::ALL,
         words: &["burpcollaborator.", "oastify.", "interact.sh", ".oast.", "dnslog.", "ceye.io", "acunetix"],
-        confirm: Some(r"[a-z0-9-]{3}\.(?:burpcollaborator\.net|oastify\.com|interact\.sh|oast\.[a-z]|dnslog\.|ceye\.io)|unetix_wvs"),
+        confirm: Some(concat!(
+            r"[a-z0-9-]{3}\.(?:burpcollaborator\.net|oastify\.com|interact\.sh|oast\.[a-z]+|dnslog\.cn|ceye\.io)",
+            r"|acunetix_wvs",
+        )),
     },
     Signature {
         id: "scanner-repository",
@@ -119,8 +128,9 @@ pub const MORE: &[Signature] = &[
         targets: Targets::PATH,
         words: &["/.env", "/.aws/", "/.ssh/", "/.ht", "/.docker", "/.kube/", "sftp", "_history", "/.npmrc", "/.netrc", "pgpass"],
         confirm: Some(concat!(
-            r"^(?:/[a-z0-9_.-]{1,32}){0,3}/(?:\.(?:env(?:[._~][a-z0-9._-]*)?$|aws/c|ssh/|ht(?:passwd|access)|docker(?:/|c)|kube/c",
-            r"|vscode/sftp|[a-z]+_history$|npmrc$|pgpass$|netrc$)|sftp(?:-config)?\.json)",
+            r"^(?:/[a-z0-9_.-]{1,32}){0,3}/(?:\.(?:env(?:~|[._](?:bak|old|save|local|prod|dev|stag|test|live|backup|[0-9])\S*)?$",
+            r"|aws/c|ssh/|ht(?:passwd|access)|docker(?:/|cfg)|kube/c|vscode/sftp|[a-z]+_history$|npmrc$|pgpass$|netrc$)",
+            r"|sftp(?:-config)?\.json$)",
         )),
     },
     Signature {
@@ -130,7 +140,9 @@ pub const MORE: &[Signature] = &[
         reason: "A forgotten copy of a program or its settings is looked for (CWE-530)",
         targets: Targets::PATH,
         words: &[".php", ".config", ".jsp", ".asp", "wp-config", ".yml"],
-        confirm: Some(r"/[#.]?(?:wp-config|[a-z0-9_-]+\.(?:php|jsp|aspx?|config|yml))[a-z.]*(?:[._](?:bak|old|orig|save|swp)|~|%23)$"),
+        confirm: Some(
+            r"/[#.]?(?:wp-config|[a-z0-9_-]+\.(?:php|jsp|aspx?|config|yml))[a-z.]*(?:[._](?:bak|old|orig|save|swp)|~|%23)$",
+        ),
     },
     Signature {
         id: "scanner-actuator",
@@ -148,7 +160,10 @@ pub const MORE: &[Signature] = &[
         reason: "A program that burglars leave behind is looked for (CWE-506)",
         targets: Targets::PATH,
         words: &["/c99", "/r57", "/wso", "b374k", "shell", "/alfa", "/cmd.", "/nmaplow", "trinity.txt", "/0x"],
-        confirm: Some(r"/(?:c99|r57|wso2?|b374k|(?:web|my)?shell[0-9]*|alfa|cmd|0x)\.(?:php|jspx?|aspx?)$|/alfacgi|/nmaplow|y\.txt\.bak"),
+        confirm: Some(concat!(
+            r"/(?:c99|r57|wso2?|b374k|(?:web|my)?shell[0-9]*|alfa|cmd|0x)\.(?:php|jspx?|aspx?)$",
+            r"|/alfacgiapi/|/nmaplowercheck|trinity\.txt\.bak",
+        )),
     },
     Signature {
         id: "scanner-archive",
@@ -166,19 +181,22 @@ pub const MORE: &[Signature] = &[
         reason: "A console or a page for debugging is looked for (CWE-489)",
         targets: Targets::PATH,
         words: &["phpinfo.php", "/server-status", "/manager/", "console/", "/_profiler/", "elmah.axd", "/solr/", "/debug/"],
-        confirm: Some(r"/(?:phpinfo\.php|server-status$|manager/html|(?:jmx|web)-console/|_profiler/|elmah\.axd|solr/admin/|debug/pp)"),
+        confirm: Some(
+            r"/(?:phpinfo\.php|server-status$|manager/html|(?:jmx|web)-console/|_profiler/|elmah\.axd|solr/admin/|debug/pp)",
+        ),
     },
     Signature {
         id: "sqli-union",
         category: Sqli,
         level: Low,
-        reason: "The rows of another table are joined to an answer (CWE-89)",
+        reason: "Another query is joined to the answer, or SQL is cut up with comments to escape notice (CWE-89)",
         targets: HEAD,
-        words: &["union"],
+        words: &["union", "/*!", "/**/", "*/ion", "*/ect"],
         confirm: Some(concat!(
             r"union(?:\s|/\*[^*]*\*+/|\+|%20|%09|%0a|\(|all|distinct)+select(?:\s|/\*[^*]*\*+/|\+|%20|\(|all|distinct)*(?:",
-            r"(?:null|'[^']*'|0x[0-9a-f]+|[0-9]+|@@?[a-z_]+|[a-z_]+\([^)]*\)|\*)(?:\s|\)|/\*[^*]*\*+/|\+|%20)*(?:[,;#]|%2c|from|--|$)",
-            r"|[a-z_]+\s*(?:,[^;]*)?\sfrom\s+[a-z_.]+\s*(?:where|limit|order|--|#|;|$))",
+            r"(?:null|'[^']*'|0x[0-9a-f]+|[0-9]+|@@?[a-z_]+|[a-z_]+\([^)]*\)|\*)(?:\s|\)|/\*[^*]*\*+/|\+|%20)*",
+            r"(?:[,;#]|%2c|from|--|$)|[a-z_]+\s*(?:,[^;]*)?\sfrom\s+[a-z_.]+\s*(?:where|limit|order|--|#|;|$))",
+            r"|/\*!\d*\s*(?:union|select|from|where|and|or|all)[^a-z]|(?:un|uni|sel|sele)/\*[^*]*\*/[a-z]|/\*\*/(?:or|and)/\*",
         )),
     },
     Signature {
@@ -187,21 +205,13 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A database is made to wait, run a program, or read or write a file (CWE-89)",
         targets: HEAD,
-        words: &["sleep(", "benchmark(", "waitfor", "dbms_", "xp_", "utl_", "load_file(", "outfile", "dumpfile", "tvalue(", "texml("],
+        words: &["sleep(", "benchmark", "waitfor", "dbms_", "xp_", "utl_", "load_file", "outfile", "dumpfile", "extractv", "xml("],
         confirm: Some(concat!(
-            r#"(?:select|from|or|and|when|then|\|\||&&|,|=|\(|;|\*/)[\s('"+/*]*(?:pg_)?sleep\s*\(\s*[0-9.]+|benchmark\s*\(\s*[0-9]{4}"#,
-            r#"|waitfor\s+(?:delay|time)\s*'|dbms_(?:pipe\.rec|lock\.sl)|exec\S*\s+\S*xp_[a-z]+|utl_(?:http|inaddr)\.[a-z_]+\s*\("#,
-            r#"|load_file\s*\(\s*(?:['"]|0x|char)|into\s+(?:out|dump)file\s*['"]|(?:extractvalue|updatexml)\s*\([^,]*,\s*(?:c|0|\()"#,
+            r#"(?:select|from|or|and|when|then|\|\||&&|,|=|\(|;|\*/)[\s('"+/*]*(?:pg_)?sleep\s*\(\s*[0-9]|benchmark\s*\(\s*[0-9]"#,
+            r"|waitfor\s+(?:delay|time)\s*'|dbms_(?:pipe\.receive|lock\.sleep)|exec\S*\s+\S*xp_|utl_(?:http|inaddr)\.[a-z_]+\(",
+            r#"|load_file\s*\(\s*(?:['"]|0x|char)|into\s+(?:out|dump)file\s*['"]"#,
+            r"|(?:extractvalue|updatexml)\s*\([^,]*,\s*(?:concat|0x|\()",
         )),
-    },
-    Signature {
-        id: "sqli-comment",
-        category: Sqli,
-        level: Low,
-        reason: "SQL is cut up with comments to escape notice (CWE-89)",
-        targets: HEAD,
-        words: &["/*!", "/**/", "*/ion", "*/ect"],
-        confirm: Some(r"/\*!\d*\s*(?:union|select|from|where|and|or|all)[^a-z]|(?:un|uni|sel|sele)/\*[^*]*\*/[a-z]|/\*\*/(?:or|and)/\*"),
     },
     Signature {
         id: "sqli-json",
@@ -248,7 +258,8 @@ pub const MORE: &[Signature] = &[
         targets: VALUES.and(Targets::REFERER),
         words: &["script:", "data:text/html", "data: text/html", "script&colon;"],
         confirm: Some(concat!(
-            r#"^[\s"'<>/*]*(?:(?:java|vb)script(?::|&colon;)(?://[^\n]*\n)?\S*(?:\(|`|\[|%28|&lpar;|\\x28|document|location)"#,
+            r#"^[\s"'<>/*]*(?:javascript(?::|&colon;)(?://[^\n]*\n)?\S*(?:(?:alert|confirm|prompt|eval|fetch|import|atob)[(`]"#,
+            r"|document\.(?:cookie|domain|write|location)|%28|&lpar;|\\x28|(?:self|top|window|this|parent)\[)|vbscript:\S*\(",
             r"|data:\s*text/html\s*[;,])|jav\s+ascript:|ja\s+vascript:|java[\t\r\n]+script:",
         )),
     },
@@ -273,7 +284,7 @@ pub const MORE: &[Signature] = &[
         words: &["<script", "%3cscript", "onerror", "onload", "ontoggle", "onfocus", "onmouse", "onbegin", "onstart", "<iframe"],
         confirm: Some(concat!(
             r"(?:<|%3c)script(?:[^a-z]|%3e|%20)[^&]*(?:alert|prompt|confirm|eval|fetch|document|src\s*(?:=|%3d)|atob|import)",
-            r"|(?:<|%3c)[a-z][a-z0-9]*(?:[\s/+]|%20|%2f)[^>]*?on[a-z]{3,20}\s*(?:=|%3d)|<iframe[^>]+src",
+            r#"|(?:<|%3c)[a-z][a-z0-9]*(?:[\s/+]|%2[0f])(?:[^>]*(?:[\s/"'+]|%2[0f27]))?on[a-z]{3,20}\s*(?:=|%3d)|<iframe[^>]+src"#,
         )),
     },
     Signature {
@@ -305,7 +316,7 @@ pub const MORE: &[Signature] = &[
         targets: VALUES.and(Targets::PATH).and(Targets::HEADER).and(Targets::REFERER),
         words: &["169.254.", "169-254-", "a9fe", "0xa9", "2852039166", "251.0", "metadata.", "100.100.100.200", "fd00:ec2"],
         confirm: Some(concat!(
-            r"^(?:\S*(?:[/\\]{2}|@|:/))?\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25[34]|170\.2)[/:?]|metadata\.google\.internal)",
+            r"^(?:\S*(?:[/\\]{2}|@|:/))?\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25[34]|170\.2)|metadata\.google\.internal)[/:?]",
             r"|^\S*(?:[/\\]{2}|@|:/)\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25|170\.2)|a9fe:a9fe|0xa9\.?(?:0x)?fe|2852039166",
             r"|0*251\.0*376|fd00:ec2::254|100\.100\.100\.200|metadata\.tencent|[a-z0-9.-]*169[.-]254[.-]169[.-]254\.)",
         )),
@@ -330,8 +341,8 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["file:/", "gopher:/", "dict:/", "jar:", "netdoc:", "tftp:/"],
         confirm: Some(concat!(
-            r"^\s*(?:url:)?(?:file:/+(?:localhost/)?(?:etc|proc|root|var/(?:run|log|www)|home/[^/]+/\.|[a-z][:|]?[/\\]+windows)",
-            r"|(?:gopher|dict|tftp)://\S+:[0-9]+/|jar:(?:https?|file|ftp):|netdoc:/)",
+            r"^\s*(?:url:)?(?:file:/+(?:localhost/)?(?:etc/|proc/|var/(?:run|log)/|(?:root|home/[^/]+)/\.[asb]|[a-z][:|]?/+windows)",
+            r"|(?:gopher|dict|tftp)://\S+:[0-9]+/|jar:(?:https?|ftp):|netdoc:/)",
         )),
     },
     Signature {
@@ -342,7 +353,7 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["localhost:", "127.0.0.1:", "docker.sock", "kubernetes.default", ".nip.io", ".sslip.io"],
         confirm: Some(concat!(
-            r"^[a-z+]+://(?:[^/]*@)?(?:localhost|127\.0\.0\.1):(?:2[0-9]|11211|237[59]|3306|5432|6379|8500|9200|10250|27017)(?:/|$)",
+            r"^[a-z+]+://(?:[^/]*@)?(?:localhost|127\.0\.0\.1):(?:2[0-9]|11211|237[59]|3306|5432|6379|8500|9200|27017)(?:/|$)",
             r"|^unix:/+var/run/docker|^https?://(?:kubernetes\.default|\S*(?:127|10|192|169)[.-][0-9.-]+\.(?:nip|sslip)\.io)",
         )),
     },
@@ -392,7 +403,7 @@ pub const MORE: &[Signature] = &[
         reason: "A body goes on with a second request (CWE-444)",
         targets: Targets::BODY,
         words: &["http/1.1\r\n", "http/1.0\r\n", "http/1.1\n"],
-        confirm: Some(r"^(?:\s*0|[0-9a-f]+)?[\r\n]+(?:[0-9a-f]+\r\n)?g?(?:get|post|put|delete|head)\s+\S+\s+http/1\.[01]\r?\n"),
+        confirm: Some(r"^\s*[0-9a-f]{1,4}[\r\n]+(?:[0-9a-f]+\r\n)?g?(?:get|post|put|delete|head)\s+\S+\s+http/1\.[01]\r?\n"),
     },
     Signature {
         id: "protocol-line-break",
@@ -454,7 +465,7 @@ pub const MORE: &[Signature] = &[
         words: &["$where", "this.", "sleep(", "while(", "$function", "$accumulator", "return true", "return 1"],
         confirm: Some(concat!(
             r#"^[^'"\s]{0,40}['"]\s*(?:;|\|\||&&|\})\s*(?:return\s+(?:true|1)|sleep\s*\(|while\s*\(|this\.[a-z]+)|\[\$where\]"#,
-            r#"|"\$where"\s*:|^\s*(?:function\s*\(\s*\)\s*\{)?\s*(?:return\s+)?this\.(?:pass|pwd)[a-z]*\s*(?:==|!=|\.match|\[)"#,
+            r#"|^\s*\{.*"\$where"\s*:|^\s*(?:function\s*\(\)\s*\{)?\s*(?:return\s+)?this\.(?:pass|pwd)[a-z]*\s*(?:==|!=|\.m|\[)"#,
         )),
     },
     Signature {

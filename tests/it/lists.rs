@@ -1,0 +1,91 @@
+//! Lists from files: read in others' forms, followed when they change, kept when they break.
+
+use crate::harness::*;
+
+const RULES: &str = "lists:
+  drop: { ip: { file: drop.txt } }
+  firehol: { ip: { file: firehol.netset }, reputation: 40 }
+  crawlers: { ip: { file: crawlers.json }, verified_bot: Search Engine Crawler }
+  embargo: { country: [JP] }
+  partners: { host: [partner.example, \"*.partner.example\"] }
+waf:
+  rules:
+    - { id: dropped, expression: ip.src in $drop, action: block }
+    - { id: shady, expression: cf.threat_score ge 40, action: block, response: { status: 451 } }
+    - { id: bot, expression: 'cf.client.bot and cf.verified_bot_category eq \"Search Engine Crawler\"', action: block, response: { status: 420 } }
+    - { id: embargo, expression: ip.src.country in $embargo, action: block, response: { status: 452 } }
+    - { id: host, expression: http.host in $partners, action: block, response: { status: 453 } }
+";
+
+async fn edge(origin: &Origin) -> Portolan {
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::write(dir.path().join("drop.txt"), "; Spamhaus DROP List\n192.0.2.0/24 ; SBL1\n").unwrap();
+    std::fs::write(dir.path().join("firehol.netset"), "#\n# firehol\n#\n198.51.100.0/24\n198.51.100.9,10,known\n").unwrap();
+    let google = r#"{"prefixes": [{"ipv4Prefix": "203.0.113.0/27"}, {"ipv6Prefix": "2001:db8:1::/64"}]}"#;
+    std::fs::write(dir.path().join("crawlers.json"), google).unwrap();
+    let yaml = format!("regions: {{ a: {{ upstreams: [\"{}\"] }} }}\nroutes: [{{ name: all }}]\n{RULES}", origin.url());
+    std::fs::write(dir.path().join("portolan.yaml"), whole(&yaml)).unwrap();
+    Portolan::in_dir(dir).await
+}
+
+async fn status(edge: &Portolan, ip: &str) -> u16 {
+    edge.get("/", &[("X-Forwarded-For", ip)]).await.status
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_form() {
+    let origin = Origin::always(ok("served")).await;
+    let edge = edge(&origin).await;
+    for (ip, expected) in [
+        ("192.0.2.200", 403),
+        ("::ffff:192.0.2.200", 403),
+        ("198.51.100.1", 451),
+        ("203.0.113.5", 420),
+        ("2001:db8:1::9", 420),
+        ("203.0.113.77", 200),
+        ("202.32.115.1", 452),
+        ("10.0.0.1", 200),
+    ] {
+        assert_eq!(status(&edge, ip).await, expected, "{ip}");
+    }
+    for (host, expected) in [("partner.example", 453), ("A.Partner.Example:80", 453), ("notpartner.example", 200)] {
+        // Each from another address: who is blocked again and again has a threat score of its own.
+        let ip = format!("10.1.0.{}", host.len());
+        assert_eq!(edge.get("/", &[("Host", host), ("X-Forwarded-For", &ip)]).await.status, expected, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_followed_and_a_broken_one_is_not() {
+    let origin = Origin::always(ok("served")).await;
+    let edge = edge(&origin).await;
+    // Each time other addresses of the same networks: who is blocked again and again has a threat score of its own.
+    let mut last = 100;
+    let mut both = async || {
+        last += 1;
+        [status(&edge, &format!("192.0.2.{last}")).await, status(&edge, &format!("203.0.113.{last}")).await]
+    };
+    assert_eq!(both().await, [403, 200]);
+    replace(&edge.path("drop.txt"), "203.0.113.0/24\n");
+    edge.until("the new list", |s| s.reload.lock().generation == 2).await;
+    assert_eq!(both().await, [200, 403]);
+    for broken in ["<html>502 Bad Gateway</html>\n", "", "# only comments\n"] {
+        let before = edge.state.reload.lock().generation;
+        replace(&edge.path("drop.txt"), broken);
+        edge.until("it is told", |s| {
+            let reload = s.reload.lock();
+            reload.generation > before && reload.problems.iter().any(|p| p.key == "lists.drop.ip.file")
+        })
+        .await;
+        let reload = edge.state.reload.lock().clone();
+        assert!(reload.successful, "the rest of the configuration is in force: {:?}", reload.problems);
+        let message = &reload.problems.iter().find(|p| p.key == "lists.drop.ip.file").unwrap().message;
+        assert!(message.contains("its last 1 entries stay in force"), "{message}");
+        assert_eq!(both().await, [200, 403], "{broken}");
+    }
+    // And the one after that counts again.
+    let before = edge.state.reload.lock().generation;
+    replace(&edge.path("drop.txt"), "192.0.2.0/24\n");
+    edge.until("it is whole again", |s| s.reload.lock().generation > before && s.reload.lock().problems.is_empty()).await;
+    assert_eq!(both().await, [403, 200]);
+}

@@ -1,0 +1,70 @@
+//! What is rewritten on the way, in both directions, and who is sent elsewhere.
+
+use crate::harness::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ways() {
+    let origin = Origin::always(Act::Send(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nServer: secret/1.0\r\nX-Old: 1\r\n\r\nserved".to_vec(),
+    ))
+    .await;
+    let edge = Portolan::start(&format!(
+        "regions: {{ eu: {{ upstreams: [\"{}\"] }} }}
+routes:
+  - {{ name: beta, match: 'http.request.headers[\"x-beta\"][0] eq \"1\"' }}
+  - {{ name: api, paths: [/api/], match: 'http.request.method in {{\"GET\" \"POST\"}}' }}
+  - {{ name: all }}
+redirects:
+  - {{ expression: 'http.request.uri.path eq \"/old\"', to: \"https://new.example/\", status: 301 }}
+  - expression: 'http.host eq \"www.example.com\"'
+    to: {{ expression: 'concat(\"https://example.com\", http.request.uri.path)' }}
+    preserve_query: true
+transforms:
+  - expression: 'starts_with(http.request.uri.path, \"/v1/\")'
+    path: {{ expression: 'regex_replace(http.request.uri.path, \"^/v1/\", \"/api/\")' }}
+    query: {{ expression: 'remove_query_args(http.request.uri.query, \"utm_source\")' }}
+    request:
+      set: {{ X-Country: {{ expression: ip.src.country }}, X-Route: {{ expression: portolan.route }}, X-Fixed: \"yes\", X-None: {{ expression: 'http.request.headers[\"x-absent\"][0]' }} }}
+      remove: [X-Debug]
+    response: {{ set: {{ X-Api: \"1\" }} }}
+  - response:
+      set: {{ X-Served-By: {{ expression: 'concat(portolan.region, \"/\", to_string(http.response.code))' }} }}
+      remove: [Server]
+  - {{ expression: 'http.response.headers[\"x-old\"][0] eq \"1\"', response: {{ remove: [X-Old] }} }}
+waf: {{ rules: [{{ id: sees-the-new-path, expression: 'http.request.uri.path eq \"/api/secret\"', action: block }}] }}
+",
+        origin.url()
+    ))
+    .await;
+    let gb = ("X-Forwarded-For", "81.2.69.160");
+    let got = edge.get("/v1/orders?utm_source=x&id=7", &[gb, ("X-Debug", "1")]).await;
+    assert_eq!((got.status, got.header("x-api"), got.header("x-served-by")), (200, Some("1"), Some("eu/200")));
+    assert_eq!((got.header("server"), got.header("x-old")), (None, None));
+    let received = origin.received().pop().unwrap();
+    assert!(received.head.starts_with("GET /api/orders?id=7 HTTP/1.1"), "{}", received.head);
+    assert_eq!((received.one("x-country"), received.one("x-route"), received.one("x-fixed")), (Some("GB"), Some("api"), Some("yes")));
+    assert_eq!((received.one("x-debug"), received.one("x-none")), (None, None));
+    assert_eq!(edge.get("/v1/secret", &[gb]).await.status, 403, "rules see what transforms made");
+
+    let plain = edge.get("/other?utm_source=x", &[("X-Debug", "1")]).await;
+    assert_eq!((plain.header("x-api"), plain.header("x-served-by")), (None, Some("eu/200")));
+    let received = origin.received().pop().unwrap();
+    assert!(received.head.starts_with("GET /other?utm_source=x HTTP/1.1"));
+    assert_eq!((received.one("x-debug"), received.one("x-fixed")), (Some("1"), None));
+
+    let old = edge.get("/old", &[]).await;
+    assert_eq!((old.status, old.header("location")), (301, Some("https://new.example/")));
+    let www = edge.get("/a/../b?c=d", &[("Host", "www.example.com")]).await;
+    assert_eq!((www.status, www.header("location")), (302, Some("https://example.com/b?c=d")));
+
+    let route = async |method: &str, path: &str, header: (&'static str, &'static str)| {
+        let question = serde_json::json!({ "ip": "127.0.0.1", "method": method, "url": path, "headers": [header] });
+        edge.explain(question).await["route"]["name"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(route("GET", "/api/x", ("X-Beta", "0")).await, "api");
+    assert_eq!(route("GET", "/v1/x", ("X-Beta", "0")).await, "api", "routes see the new path");
+    assert_eq!(route("GET", "/api/../api/x", ("X-Beta", "0")).await, "api");
+    assert_eq!(route("DELETE", "/api/x", ("X-Beta", "0")).await, "all", "its condition is not met");
+    assert_eq!(route("DELETE", "/", ("X-Beta", "1")).await, "beta");
+    assert_eq!(route("GET", "/", ("X-Beta", "0")).await, "all");
+}
