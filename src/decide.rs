@@ -1,5 +1,7 @@
 //! The journey of a request, once, in order. Deterministic; it neither waits nor writes.
 
+use std::cell::OnceCell;
+
 use http::HeaderValue;
 use smallvec::SmallVec;
 
@@ -108,16 +110,22 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     decision.path = (*target.path != *facts.path).then(|| (*target.path).into());
 
     // Which service.
-    let mut view = View::new(facts, &target, asker);
-    let suits = |route: &Matched| snapshot.route(route.route).is_some_and(|r| r.filter.as_ref().is_none_or(|f| f.matches(&view)));
+    let seen = OnceCell::new();
+    let view = || seen.get_or_init(|| View::new(facts, &target, asker));
+    let suits = |route: &Matched| snapshot.route(route.route).is_some_and(|r| r.filter.as_ref().is_none_or(|f| f.matches(view())));
     let matched = snapshot.router.find(facts.host, &target.path, suits);
     let route = matched.and_then(|m| snapshot.route(m.route));
     let Some(route) = route else { return decision };
     decision.route = matched;
-    view.route = Some(&route.name);
 
     // May it pass.
+    let view = || {
+        let mut view = View::new(facts, &target, asker);
+        view.route = Some(&route.name);
+        view
+    };
     if !snapshot.waf.is_empty() {
+        let view = view();
         let mut findings = Findings { open: mode == Mode::Peek, ..Findings::default() };
         let ruling = judge(snapshot, &view, &mut findings);
         decision.matches = findings.matches;
@@ -132,7 +140,7 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         }
     }
     if !applied.is_empty() {
-        let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(&view, &applied) };
+        let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(&view(), &applied) };
         decision.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
     }
 

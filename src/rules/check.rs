@@ -14,10 +14,11 @@ use super::error::ExprError;
 use super::fields::{self, Field, Phase, needs};
 use super::functions::{self, From, Function, Prepared, Returns};
 use super::pattern::{Regex, Wildcard};
-use super::program::{Compare, Each, Node, Order, Test};
+use super::program::{Each, IntTest, IpTest, Node, Order, Test, TextTest};
 use super::syntax;
 use super::tree::{Access, Argument, Base, Comparison, Expr, Literal, Logic, Op, Right, Span, Step};
 use super::value::{TRUTHS, Type, Value, integer};
+use super::view::View;
 use crate::config::problem::nearest;
 use crate::lists::ranges::{IpRange, Sorted};
 use crate::lists::{Entries, Lists};
@@ -162,6 +163,26 @@ fn literal(bytes: Vec<u8>) -> Node {
     Node::Literal(Value::Bytes(Cow::Owned(bytes)))
 }
 
+/// A comparison whose left side is still to come.
+enum Compare {
+    Int(IntTest),
+    Ip(IpTest),
+    Text(TextTest),
+}
+
+impl Compare {
+    fn test(self, node: Node) -> Test {
+        match self {
+            Self::Int(IntTest::In(set)) if set.is_empty() => Test::Const(false),
+            Self::Ip(IpTest::In(set)) if set.is_empty() => Test::Const(false),
+            Self::Text(TextTest::Few(texts)) if texts.is_empty() => Test::Const(false),
+            Self::Int(test) => Test::Int(node, test),
+            Self::Ip(test) => Test::Ip(node, test),
+            Self::Text(test) => Test::Text(node, test),
+        }
+    }
+}
+
 /// What an access came to: one value, or something for each element of an array.
 enum Reached {
     One(Node, Type),
@@ -253,17 +274,11 @@ impl Checker<'_> {
         match reached {
             Reached::One(node, of) => {
                 let compare = self.compare(access, of, comparison)?;
-                let test = match &compare {
-                    Compare::Few(texts) if texts.is_empty() => Test::Const(false),
-                    Compare::Ints(set) if set.is_empty() => Test::Const(false),
-                    Compare::Ips(set) if set.is_empty() => Test::Const(false),
-                    _ => Test::Compare(node, compare),
-                };
-                Ok((Node::Truth(Box::new(test)), Type::Bool))
+                Ok((Node::Truth(Box::new(compare.test(node))), Type::Bool))
             }
             Reached::Each { source, body, of } => {
                 let compare = self.compare(access, of, comparison)?;
-                let body = Node::Truth(Box::new(Test::Compare(body, compare)));
+                let body = Node::Truth(Box::new(compare.test(body)));
                 Ok((Node::Each(Box::new(Each { source, body, empty: true })), TRUTHS))
             }
         }
@@ -321,7 +336,10 @@ impl Checker<'_> {
             };
             let wrong = |what: &str| Err(ExprError::new(span.clone(), format!("type: {what} is taken of an array or map, and this is of type {of}")));
             let (node, of) = match (step, of) {
-                (Step::Index(index), Type::Array(of)) => (Node::Index(Box::new(node), *index), *of),
+                (Step::Index(index), Type::Array(of)) => match node {
+                    Node::Header(name) if *index == 0 => (Node::FirstHeader(name), *of),
+                    node => (Node::Index(Box::new(node), *index), *of),
+                },
                 (Step::Key(key), Type::Map(of)) => (self.key(node, key, span), *of),
                 (Step::Each, Type::Array(of)) => {
                     reached = each(node, *of, source);
@@ -464,7 +482,7 @@ impl Checker<'_> {
                 return Ok(Reached::One(literal(text.into_owned()), of));
             }
         }
-        let call = Node::Call(function, nodes.into(), prepared);
+        let call = simpler(function.name, &mut nodes).unwrap_or_else(|| Node::Call(function, nodes.into(), prepared));
         match mapped {
             None => Ok(Reached::One(call, of)),
             Some(source) => match of.array() {
@@ -548,35 +566,35 @@ impl Checker<'_> {
         };
         let written = || self.source.get(op_span.clone()).unwrap_or_default();
         match (of, op, right) {
-            (Type::Int, Op::In, Right::Set(items)) => self.ints(items).map(Compare::Ints),
+            (Type::Int, Op::In, Right::Set(items)) => self.ints(items).map(IntTest::In).map(Compare::Int),
             (Type::Ip, Op::In, Right::Set(items)) => self.ips(items),
             (Type::Bytes, Op::In, Right::Set(items)) => self.texts(items),
             (Type::Int | Type::Ip | Type::Bytes, Op::In, Right::List(name)) => self.list(of, name, right_span),
-            (Type::Int, Op::BitwiseAnd, Right::One(literal)) => self.int(literal, right_span).map(Compare::Bits),
+            (Type::Int, Op::BitwiseAnd, Right::One(literal)) => self.int(literal, right_span).map(IntTest::Bits).map(Compare::Int),
             (Type::Int, _, Right::One(literal)) if order.is_some() => {
-                Ok(Compare::Int(order.unwrap_or(Order::Equal), self.int(literal, right_span)?))
+                Ok(Compare::Int(IntTest::Order(order.unwrap_or(Order::Equal), self.int(literal, right_span)?)))
             }
             (Type::Ip, _, Right::One(literal)) if order.is_some() => {
-                Ok(Compare::Ip(order.unwrap_or(Order::Equal), self.ip(literal, right_span)?))
+                Ok(Compare::Ip(IpTest::Order(order.unwrap_or(Order::Equal), self.ip(literal, right_span)?)))
             }
             (Type::Bytes, Op::Contains, Right::One(literal)) => {
                 let bytes = self.bytes(literal, right_span)?;
-                Ok(Compare::Contains(Box::new(Finder::new(&bytes).into_owned())))
+                Ok(Compare::Text(TextTest::Contains(Box::new(Finder::new(&bytes).into_owned()))))
             }
             (Type::Bytes, Op::Matches, Right::One(Literal::Text(bytes))) => {
                 let wrong = |message: String| ExprError::new(right_span.clone(), format!("regular expression: {message}"));
                 let text = std::str::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8".to_owned()))?;
-                Regex::new(text, self.scope.limits.regex).map(Compare::Matches).map_err(wrong)
+                Regex::new(text, self.scope.limits.regex).map(|r| Compare::Text(TextTest::Matches(r))).map_err(wrong)
             }
             (Type::Bytes, Op::Wildcard | Op::StrictWildcard, Right::One(Literal::Text(bytes))) => {
                 let wildcard = Wildcard::new(bytes, *op == Op::StrictWildcard);
-                wildcard.map(Compare::Wildcard).map_err(|m| ExprError::new(right_span.clone(), format!("wildcard: {m}")))
+                wildcard.map(|w| Compare::Text(TextTest::Wildcard(w))).map_err(|m| ExprError::new(right_span.clone(), format!("wildcard: {m}")))
             }
             (Type::Bytes, Op::Matches | Op::Wildcard | Op::StrictWildcard, Right::One(_)) => {
                 Err(ExprError::new(right_span.clone(), "expected a string in quotes"))
             }
             (Type::Bytes, _, Right::One(literal)) if order.is_some() => {
-                Ok(Compare::Bytes(order.unwrap_or(Order::Equal), self.bytes(literal, right_span)?.into()))
+                Ok(Compare::Text(TextTest::Order(order.unwrap_or(Order::Equal), self.bytes(literal, right_span)?.into())))
             }
             (Type::Bool, ..) => {
                 let error = ExprError::new(op_span.clone(), "type: a truth is compared with nothing");
@@ -681,7 +699,7 @@ impl Checker<'_> {
                 (None, false) => self.ip(literal, span)?.into(),
             });
         }
-        Ok(Compare::Ips(ranges.into_iter().collect()))
+        Ok(Compare::Ip(IpTest::In(ranges.into_iter().collect())))
     }
 
     fn texts(&self, items: &[(Literal, Span)]) -> Result<Compare> {
@@ -690,8 +708,8 @@ impl Checker<'_> {
             texts.push(self.bytes(literal, span)?.into_boxed_slice());
         }
         Ok(match texts.len() {
-            ..=FEW => Compare::Few(texts.into()),
-            _ => Compare::Many(texts.into_iter().collect()),
+            ..=FEW => Compare::Text(TextTest::Few(texts.into())),
+            _ => Compare::Text(TextTest::Many(texts.into_iter().collect())),
         })
     }
 
@@ -704,13 +722,14 @@ impl Checker<'_> {
                 None => error.hint("lists are defined under `lists`"),
             });
         };
-        let fits = matches!(
-            (&list.entries, of),
-            (Entries::Ip(_), Type::Ip) | (Entries::Asn(_), Type::Int) | (Entries::Country(_) | Entries::Host(_), Type::Bytes)
-        );
-        match fits {
-            true => Ok(Compare::List(list.clone())),
-            false => Err(ExprError::new(span.clone(), format!("type: `${name}` is a list of {}, and this is of type {of}", list.entries.kind()))),
+        match (&list.entries, of) {
+            (Entries::Ip(_), Type::Ip) => Ok(Compare::Ip(IpTest::List(list.clone()))),
+            (Entries::Asn(_), Type::Int) => Ok(Compare::Int(IntTest::List(list.clone()))),
+            (Entries::Country(_) | Entries::Host(_), Type::Bytes) => Ok(Compare::Text(TextTest::List(list.clone()))),
+            (entries, _) => {
+                let message = format!("type: `${name}` is a list of {}, and this is of type {of}", entries.kind());
+                Err(ExprError::new(span.clone(), message))
+            }
         }
     }
 }
@@ -719,6 +738,20 @@ impl Checker<'_> {
 fn known(node: &Node) -> Option<Value<'static>> {
     match node {
         Node::Literal(value) => Some(value.clone()),
+        _ => None,
+    }
+}
+
+/// The same as a call, where there is something quicker.
+fn simpler(name: &str, nodes: &mut Vec<Node>) -> Option<Node> {
+    match (name, nodes.as_slice()) {
+        ("lower", [Node::Field(field)]) if View::has_lower(*field) => Some(Node::Lower(*field)),
+        ("starts_with" | "ends_with", [_, Node::Literal(Value::Bytes(text))]) => {
+            let text = text.to_vec().into();
+            let test = if name == "starts_with" { TextTest::Prefix(text) } else { TextTest::Suffix(text) };
+            let node = nodes.drain(..).next()?;
+            Some(Node::Truth(Box::new(Test::Text(node, test))))
+        }
         _ => None,
     }
 }

@@ -170,6 +170,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Field {
+    /// Is it text that stands in the request as it is, or is kept?
+    pub fn is_plain(self) -> bool {
+        matches!(self, Self::Path | Self::Host | Self::UserAgent | Self::Method | Self::Query | Self::Referer | Self::Country)
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         FIELDS.iter().find(|(_, field, ..)| *field == self).map_or("", |(name, ..)| name)

@@ -8,10 +8,11 @@ use std::borrow::Cow;
 
 /// The path as rules see it. Borrowed if there is nothing to do.
 pub fn path(raw: &str) -> Cow<'_, str> {
-    let bytes = raw.as_bytes();
-    let pairs = bytes.iter().zip(bytes.iter().skip(1));
-    let plain = bytes.iter().all(|b| *b != b'%' && *b != b'\\')
-        && pairs.clone().all(|(a, b)| *a != b'/' || (*b != b'/' && *b != b'.'));
+    let mut before = 0;
+    let plain = raw.bytes().all(|byte| {
+        let segment = std::mem::replace(&mut before, byte) == b'/';
+        byte != b'%' && byte != b'\\' && !(segment && (byte == b'/' || byte == b'.'))
+    });
     if plain {
         return Cow::Borrowed(raw);
     }

@@ -24,8 +24,12 @@ use crate::lists::{Entries, List};
 pub enum Node {
     /// A field.
     Field(Field),
+    /// A field in lower case.
+    Lower(Field),
     /// A header of the request, by its name.
     Header(HeaderName),
+    /// The first value of a header of the request.
+    FirstHeader(HeaderName),
     /// What was written.
     Literal(Value<'static>),
     /// The element that the nearest [`Node::Each`] is at.
@@ -76,40 +80,62 @@ pub enum Test {
     Or(Box<[Test]>),
     /// An odd number.
     Xor(Box<[Test]>),
-    /// A value compared; missing is false.
-    Compare(Node, Compare),
+    /// A text compared; missing is false.
+    Text(Node, TextTest),
+    /// An address compared; missing is false.
+    Ip(Node, IpTest),
+    /// A number compared; missing is false.
+    Int(Node, IntTest),
     /// At least one truth of an array.
     Any(Node),
     /// Every truth of an array, if there is one.
     All(Node),
 }
 
-/// With what a value is compared, and how.
+/// With what a number is compared, and how.
 #[derive(Debug)]
-pub enum Compare {
-    /// A number.
-    Int(Order, i64),
-    /// Bits in common.
+pub enum IntTest {
+    /// With another.
+    Order(Order, i64),
+    /// Has it bits of this in common?
     Bits(i64),
-    /// Numbers.
-    Ints(Sorted<i64>),
-    /// An address.
-    Ip(Order, IpAddr),
-    /// Addresses.
-    Ips(IpSet),
-    /// A text.
-    Bytes(Order, Box<[u8]>),
-    /// A part of a text.
+    /// Is it one of these?
+    In(Sorted<i64>),
+    /// Is it in this list?
+    List(Arc<List>),
+}
+
+/// With what an address is compared, and how.
+#[derive(Debug)]
+pub enum IpTest {
+    /// With another.
+    Order(Order, IpAddr),
+    /// Is it one of these?
+    In(IpSet),
+    /// Is it in this list?
+    List(Arc<List>),
+}
+
+/// With what a text is compared, and how.
+#[derive(Debug)]
+pub enum TextTest {
+    /// With another, byte by byte.
+    Order(Order, Box<[u8]>),
+    /// Does it begin so?
+    Prefix(Box<[u8]>),
+    /// Does it end so?
+    Suffix(Box<[u8]>),
+    /// Is this a part of it?
     Contains(Box<Finder<'static>>),
-    /// A regular expression.
+    /// Does this match somewhere?
     Matches(Regex),
-    /// A pattern with stars.
+    /// Does this match the whole?
     Wildcard(Wildcard),
-    /// A few texts, one after the other.
+    /// Is it one of these few?
     Few(Box<[Box<[u8]>]>),
-    /// Many texts.
+    /// Is it one of these many?
     Many(FxHashSet<Box<[u8]>>),
-    /// A named list.
+    /// Is it in this list?
     List(Arc<List>),
 }
 
@@ -155,50 +181,68 @@ impl Test {
             Self::And(tests) => tests.iter().all(|t| t.holds(view, item)),
             Self::Or(tests) => tests.iter().any(|t| t.holds(view, item)),
             Self::Xor(tests) => tests.iter().fold(false, |odd, t| odd != t.holds(view, item)),
-            Self::Compare(node, compare) => match node {
-                // A field's value needs no place of its own.
-                Node::Field(field) => view.field(*field).is_some_and(|value| compare.fits(&value)),
-                other => other.value(view, item).is_some_and(|value| compare.fits(&value)),
+            // What is text or an address as it stands needs no value around it.
+            Self::Text(node, compare) => match node {
+                Node::Field(field) if field.is_plain() => view.text(*field).is_some_and(|text| compare.fits(text)),
+                Node::Lower(field) => view.lower(*field).is_some_and(|text| compare.fits(text)),
+                Node::FirstHeader(name) => view.facts.headers.get(name).is_some_and(|v| compare.fits(v.as_bytes())),
+                other => matches!(other.value(view, item), Some(Value::Bytes(text)) if compare.fits(&text)),
             },
+            Self::Ip(node, compare) => match node {
+                Node::Field(Field::Client) => compare.fits(view.asker.ip),
+                other => matches!(other.value(view, item), Some(Value::Ip(ip)) if compare.fits(ip)),
+            },
+            Self::Int(node, compare) => matches!(node.value(view, item), Some(Value::Int(number)) if compare.fits(number)),
             Self::Any(node) => node.truths(view, item, false) == Some(true),
             Self::All(node) => node.truths(view, item, true) == Some(true),
         }
     }
 }
 
-impl Compare {
-    fn fits(&self, value: &Value<'_>) -> bool {
-        match (self, value) {
-            (Self::Int(order, other), Value::Int(value)) => order.fits(value.cmp(other)),
-            (Self::Bits(mask), Value::Int(value)) => value & mask != 0,
-            (Self::Ints(set), Value::Int(value)) => set.contains(*value),
-            (Self::Ip(order, other), Value::Ip(value)) => match value.is_ipv4() == other.is_ipv4() {
-                true => order.fits(value.cmp(other)),
-                false => *order == Order::NotEqual,
-            },
-            (Self::Ips(set), Value::Ip(value)) => set.contains(*value),
-            (Self::Bytes(order, other), Value::Bytes(value)) => match order {
-                Order::Equal => **value == **other,
-                Order::NotEqual => **value != **other,
-                _ => order.fits((**value).cmp(other)),
-            },
-            (Self::Contains(finder), Value::Bytes(value)) => finder.find(value).is_some(),
-            (Self::Matches(regex), Value::Bytes(value)) => regex.matches(value),
-            (Self::Wildcard(wildcard), Value::Bytes(value)) => wildcard.matches(value),
-            (Self::Few(texts), Value::Bytes(value)) => texts.iter().any(|text| **text == **value),
-            (Self::Many(texts), Value::Bytes(value)) => texts.contains(&**value),
-            (Self::List(list), value) => match (&list.entries, value) {
-                (Entries::Ip(set), Value::Ip(ip)) => set.contains(*ip),
-                (Entries::Asn(set), Value::Int(number)) => set.contains(*number),
-                (Entries::Country(set), Value::Bytes(code)) => set.contains(&**code),
-                (Entries::Host(hosts), Value::Bytes(host)) => {
-                    let name = crate::request::host_name(std::str::from_utf8(host).unwrap_or_default());
+impl IntTest {
+    fn fits(&self, number: i64) -> bool {
+        match self {
+            Self::Order(order, other) => order.fits(number.cmp(other)),
+            Self::Bits(mask) => number & mask != 0,
+            Self::In(set) => set.contains(number),
+            Self::List(list) => matches!(&list.entries, Entries::Asn(set) if set.contains(number)),
+        }
+    }
+}
+
+impl IpTest {
+    fn fits(&self, ip: IpAddr) -> bool {
+        match self {
+            // Of two families none is less or greater.
+            Self::Order(order, other) if ip.is_ipv4() != other.is_ipv4() => *order == Order::NotEqual,
+            Self::Order(order, other) => order.fits(ip.cmp(other)),
+            Self::In(set) => set.contains(ip),
+            Self::List(list) => matches!(&list.entries, Entries::Ip(set) if set.contains(ip)),
+        }
+    }
+}
+
+impl TextTest {
+    fn fits(&self, text: &[u8]) -> bool {
+        match self {
+            Self::Order(Order::Equal, other) => text == &**other,
+            Self::Order(Order::NotEqual, other) => text != &**other,
+            Self::Order(order, other) => order.fits(text.cmp(other)),
+            Self::Prefix(prefix) => text.starts_with(prefix),
+            Self::Suffix(suffix) => text.ends_with(suffix),
+            Self::Contains(finder) => finder.find(text).is_some(),
+            Self::Matches(regex) => regex.matches(text),
+            Self::Wildcard(wildcard) => wildcard.matches(text),
+            Self::Few(texts) => texts.iter().any(|other| **other == *text),
+            Self::Many(texts) => texts.contains(text),
+            Self::List(list) => match &list.entries {
+                Entries::Country(set) => set.contains(text),
+                Entries::Host(hosts) => {
+                    let name = crate::request::host_name(std::str::from_utf8(text).unwrap_or_default());
                     hosts.contains(&lower(name.as_bytes()))
                 }
-                _ => false,
+                Entries::Ip(_) | Entries::Asn(_) => false,
             },
-            // The checker lets no other pair through.
-            _ => false,
         }
     }
 }
@@ -216,6 +260,8 @@ impl Node {
     pub fn value<'v>(&'v self, view: &'v View<'_>, item: Item<'_, 'v>) -> Option<Value<'v>> {
         match self {
             Self::Field(field) => view.field(*field),
+            Self::Lower(field) => view.lower(*field).map(super::value::text),
+            Self::FirstHeader(name) => view.facts.headers.get(name).map(|v| super::value::text(v.as_bytes())),
             Self::Header(name) => {
                 let headers = view.facts.headers;
                 headers.contains_key(name).then(|| Value::Array(Array::Header(headers, name.as_str())))

@@ -103,6 +103,9 @@ pub struct Response<'a> {
 /// Names and values that borrow from the request.
 type OwnPairs<'a> = Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)>;
 
+/// Fields that rules like to have in lower case.
+const LOWERED: [Field; 4] = [Field::Path, Field::UserAgent, Field::Host, Field::Query];
+
 /// A request as rules see it.
 #[derive(Debug)]
 pub struct View<'a> {
@@ -117,6 +120,8 @@ pub struct View<'a> {
     /// The response, in the phase that has one.
     pub response: Option<Response<'a>>,
     user_agent: OnceCell<&'a [u8]>,
+    referer: OnceCell<&'a [u8]>,
+    lowered: [OnceCell<Vec<u8>>; LOWERED.len()],
     cookie: OnceCell<Cow<'a, [u8]>>,
     forwarded: OnceCell<Cow<'a, [u8]>>,
     uri: OnceCell<Vec<u8>>,
@@ -160,6 +165,8 @@ impl<'a> View<'a> {
             route: None,
             response: None,
             user_agent: OnceCell::new(),
+            referer: OnceCell::new(),
+            lowered: Default::default(),
             cookie: OnceCell::new(),
             forwarded: OnceCell::new(),
             uri: OnceCell::new(),
@@ -181,6 +188,35 @@ impl<'a> View<'a> {
             parts: OnceCell::new(),
             seed: OnceCell::new(),
         }
+    }
+
+    /// The text of a plain field ([`Field::is_plain`]).
+    pub fn text(&self, field: Field) -> Option<&[u8]> {
+        Some(match field {
+            Field::Path => self.target.path.as_bytes(),
+            Field::Host => self.facts.host.as_bytes(),
+            Field::UserAgent => self.user_agent(),
+            Field::Method => self.facts.method.as_str().as_bytes(),
+            Field::Query => self.target.query.as_bytes(),
+            Field::Referer => self.referer.get_or_init(|| self.header(&header::REFERER)),
+            Field::Country => self.asker.place.country.as_str().as_bytes(),
+            _ => return None,
+        })
+    }
+
+    /// The text of a field that can be kept in lower case ([`Self::has_lower`]).
+    pub fn lower(&self, field: Field) -> Option<&[u8]> {
+        let at = LOWERED.iter().position(|f| *f == field)?;
+        let text = self.text(field)?;
+        if !text.iter().any(u8::is_ascii_uppercase) {
+            return Some(text);
+        }
+        Some(self.lowered.get(at)?.get_or_init(|| text.to_ascii_lowercase()))
+    }
+
+    /// Can it be kept in lower case?
+    pub fn has_lower(field: Field) -> bool {
+        LOWERED.contains(&field)
     }
 
     /// What a field holds; `None` if the request lacks it.

@@ -17,11 +17,10 @@ const FILES: Targets = Targets::PATH.and(Targets::QUERY).and(Targets::COOKIE);
 
 /// The words of `command!`.
 const COMMANDS: &[&str] = &[
-    "whoami", "uname", "config", "netstat", "systemi", "printenv", "cat ", "tac ", "head ", "tail ", "more ", "less ", "type ",
-    "dir ", "ls ", "ls)", "ls`", ";ls", "|ls", "&ls", "nl ", "wget ", "curl ", "tftp ", "lookup ", "dig ", "ping ", "nc ",
-    "ncat ", "sleep ", "sh -", "python", "perl -", "ruby -", "php -", "node -", "rm -", "chmod ", "touch /", "echo ", "cmd /",
-    "cmd.exe", "shell -", "hell.exe", "certutil", "net user", "ps aux", "ps -", "find /", ";id", "|id", "&id", "; id", "| id",
-    "& id", "(id", "`id", "\nid",
+    "whoami", "uname", "config", "netstat", "systemi", "printenv", "cat ", "head ", "tail ", "type ", "dir ", "ls ", "ls)",
+    "ls`", ";ls", "|ls", "&ls", "wget ", "curl ", "tftp ", "lookup ", "dig ", "ping ", "nc ", "ncat ", "sleep ", "sh -",
+    "python", "perl -", "ruby -", "php -", "node -", "rm -", "chmod ", "touch /", "echo ", "cmd", "shell -", "hell.exe",
+    "certutil", "net user", "telnetd", "ps ", "find /", ";id", "|id", "&id", "; id", "| id", "& id", "(id", "`id", "\nid",
 ];
 
 /// A shell command as an injection has it: with the arguments that set it apart from the English word.
@@ -29,13 +28,13 @@ macro_rules! command {
     () => {
         concat!(
             r"(?:/(?:usr/)?s?bin/)?(?:(?:whoami|uname|ifconfig|ipconfig|netstat|systeminfo|printenv|ls)",
-            r#"(?:\s+[-/][a-z]+)*\s*(?:[;&`)#'"<>]|$)|(?:cat|tac|head|tail|nl|more|less|type|dir|ls)\s+(?:-\S+\s+)*"#,
+            r#"(?:\s+[-/][a-z]+)*\s*(?:[;&`)#'"<>]|$)|(?:cat|head|tail|type|dir|ls)\s+(?:-\S+\s+)*"#,
             r#"["']?(?:/|\.\.?/|~/|[a-z]:\\|%[a-z]+%|\$\{?[a-z]|\*)|(?:wget|curl|tftp|nslookup|dig|ping6?|nc|ncat)\s+"#,
             r#"(?:-\S+\s+(?:[0-9]+\s+)?)*["']?(?:https?:|ftp:|[0-9]+(?:\.[0-9]+){3}|(?:[a-z0-9-]+\.)+[a-z]{2}|[`$\[])"#,
             r#"|sleep\s+[0-9.]+[smh]?\s*(?:[;|&`)#'"]|$)|ping\s+-[a-z]\s|rm\s+-[a-z]*[rf]|touch\s+/|find\s+/"#,
             r"|chmod\s+(?:[0-7]{3,4}|[ugoa]*\+[rwxs]+)\s|(?:ba|z|k|da|c)?sh\s+-[a-z]*[ic]\s|ps\s+(?:aux|-ef)",
             r"|(?:python[0-9.]*|perl|ruby|php|node)\s+-[a-z]*[cer]\s|echo\s+[^;|&\n]*(?:>|\|\s*(?:ba)?sh|\$\(|`)",
-            r"|cmd(?:\.exe)?\s*/[ck]|powershell(?:\.exe)?\s+-|certutil(?:\.exe)?\s+-|net\s+user\s)",
+            r"|cmd(?:\.exe)?\s*/[ck]|powershell(?:\.exe)?\s+-|certutil(?:\.exe)?\s+-|net\s+user\s|telnetd\s+-)",
         )
     };
 }
@@ -62,8 +61,8 @@ pub const SIGNATURES: &[Signature] = &[
         targets: FILES.and(Targets::BODY).and(Targets::HEADER),
         words: &["../", "..\\"],
         confirm: Some(concat!(
-            r"^\S*\.\.(?:[/\\]\S*)?[/\\](?:etc[/\\]|proc[/\\]|windows[/\\]|winnt[/\\]|win\.ini|boot\.ini|web-inf|wp-config|",
-            r"\.ssh[/\\]|\.aws[/\\]|\.htpasswd|var[/\\]log|web\.config|\.git[/\\])",
+            r"^\S*\.\.(?:[/\\]\S*)?[/\\](?:etc[/\\]+(?:pass|shad|group|host|issue|cron|ssh|nginx|apache|my\.)|proc[/\\]|win\.ini",
+            r"|boot\.ini|(?:windows|winnt)[/\\]|web-inf|wp-config|\.(?:ssh|aws|git)[/\\]|\.htpasswd|var[/\\]log|web\.config)",
         )),
     },
     Signature {
@@ -73,7 +72,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A path climbs three folders or more (CWE-22)",
         targets: FILES,
         words: &["../", "..\\"],
-        confirm: Some(r"(?:^|[^a-z0-9_.])(?:\.{2,4}[/\\]+(?:\.[/\\]+)?){2}\.{2,4}(?:[/\\]|$)"),
+        confirm: Some(r"^(?:\S*[^a-z0-9_.\s])?(?:\.{2,4}[/\\]+(?:\.[/\\]+)?){2}\.{2,4}(?:[/\\]|$)"),
     },
     Signature {
         id: "traversal-encoded",
@@ -133,7 +132,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A value names somebody's private key, credentials or history (CWE-22)",
         targets: Targets::QUERY.and(Targets::COOKIE),
         words: &["ssh/", "aws/", "kube/", "docker/", "gnupg/", "_history", "/.env"],
-        confirm: Some(r"^\S*[/\\]\.(?:(?:ssh|aws|gnupg|kube|docker)/(?:id_[a-z]|[a-z]+_keys|cred|conf)|[a-z]+_history$|env$)"),
+        confirm: Some(r"^[^\s`(]*[/\\]\.(?:(?:ssh|aws|gnupg|kube|docker)/(?:id_[a-z]|[a-z]+_keys|cred|conf)|[a-z]+_hist|env$)"),
     },
     Signature {
         id: "traversal-climb-two",
@@ -142,7 +141,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A path climbs two folders (CWE-22)",
         targets: FILES,
         words: &["../", "..\\"],
-        confirm: Some(r"(?:^|[/\\=])\.\.[/\\]+\.\.(?:[/\\]|$)"),
+        confirm: Some(r"^(?:\S*[/\\=])?\.\.[/\\]+\.\.(?:[/\\]|$)"),
     },
     Signature {
         id: "traversal-climb-one",
@@ -151,7 +150,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A path climbs a folder (CWE-22)",
         targets: FILES,
         words: &["/..", "\\..", "../", "..\\"],
-        confirm: Some(r"(?:^|[/\\=])\.\.(?:[/\\]|$)"),
+        confirm: Some(r"^(?:\S*[/\\=])?\.\.(?:[/\\]|$)"),
     },
     Signature {
         id: "upload-script-name",
@@ -196,7 +195,7 @@ pub const SIGNATURES: &[Signature] = &[
         words: COMMANDS,
         confirm: Some(concat!(
             r#"^(?:[0-9.]+["')]*\s?[;|&]{1,2}\s*id\s*(?:[;&#]|$)|[;|&]{1,2}\s*id\s*$|"#,
-            r#"(?:[0-9.:"')]*\s{0,3}(?:[;|&]+[^;|&\n]*)*|[^\s`$<>]*)[;|&]{1,2}\s*"#,
+            r#"(?:[0-9.:"')]*\s{0,3}(?:[;&]+[^;|&\n]*)*|[^\s`$<>]*)[;|&]{1,2}\s*"#,
             command!(),
             ")",
         )),
@@ -208,7 +207,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A shell would run part of a value, or its second line (CWE-78)",
         targets: HEAD,
         words: COMMANDS,
-        confirm: Some(concat!(r"(?:\$\(|`)\s*(?:id|pwd)\s*[)`]|^\S*\r?\n\s*id\s*$|(?:\$\(|`|^\S*\r?\n)\s*", command!())),
+        confirm: Some(concat!(r"(?:\$\(|^\S*`)\s*id\s*[)`>;|]\S*$|^\S*\r?\n\s*id\s*$|(?:\$\(|^\S*(?:`|\r?\n))\s*", command!())),
     },
     Signature {
         id: "rce-shell-value",
@@ -247,10 +246,7 @@ pub const SIGNATURES: &[Signature] = &[
         reason: "A program is fetched from a bare address and run, as botnets spread (CWE-78)",
         targets: Targets::ALL,
         words: &["wget", "curl", "tftp"],
-        confirm: Some(concat!(
-            r"(?:wget|curl|tftp)[^;|&\n]*[^0-9.][0-9]{1,3}(?:\.[0-9]{1,3}){3}[^;|&\n]*[;|&]+\s*",
-            r"(?:chmod\s+(?:\+x|[0-7]*7)|(?:ba)?sh[\s;]|busybox|\./)",
-        )),
+        confirm: Some(r"(?:wget|curl|tftp)[^;|&\n]*[^0-9.](?:[0-9]{1,3}\.){3}[0-9]+[^;|&\n]*[;|&]+\s*(?:chmod|(?:ba)?sh\s|\./)"),
     },
     Signature {
         id: "rce-shellshock",
@@ -335,7 +331,7 @@ pub const SIGNATURES: &[Signature] = &[
         confirm: Some(concat!(
             r#"getruntime\s*\(\s*\)\s*\.\s*exec\s*\(\s*["'\[n#]|[@(]java\.lang\.(?:runtime|processbuilder|system|thread)[^a-z]"#,
             r#"|forname\s*\(\s*["']java\.lang|new\s+java\.lang\.processbuilder|new\s+javax\.script\.scriptenginemanager"#,
-            r#"|process\.mainmodule|require\s*\(\s*["'`](?:node:)?(?:child_process|fs)["'`]\s*\)\s*[.\[]|global\.process\."#,
+            r#"|process\.mainmodule\s*[.\[]|require\(\s*["'`](?:node:)?(?:child_process|fs)["'`]\s*\)\s*[.\[]|global\.process\."#,
         )),
     },
     Signature {
@@ -462,8 +458,9 @@ pub const SIGNATURES: &[Signature] = &[
         words: &["<?php", "<?=", "runtime", "builder", "_process", "module", "base64_", "gzinf", "loads", "os.", "ro0ab", ":{s:"],
         confirm: Some(concat!(
             r"<\?(?:php|=)[^?]*(?:system|exec|passthru|eval|assert|phpinfo|popen)\s*\(|getruntime\s*\(\s*\)\s*\.\s*exec",
-            r"|new\s+(?:java\.lang\.)?processbuilder\s*\(|child_process|process\.mainmodule|downloadstring\s*\(",
-            r#"|eval\s*\(\s*(?:base64_decode|gzinflate)|os\.(?:system|popen)\s*\(|^ro0ab[a-z0-9+/]{8}|o:[0-9]+:"\S+:\{s"#,
+            r"|new\s+(?:java\.lang\.)?processbuilder\s*\(|process\.mainmodule\s*[.\[]|downloadstring\s*\(",
+            r#"|require\s*\(\s*["'`](?:node:)?child_process|eval\s*\(\s*(?:base64_decode|gzinflate)"#,
+            r#"|os\.(?:system|popen)\s*\(|^ro0ab[a-z0-9+/]{8}|o:[0-9]+:"\S+:\{s"#,
         )),
     },
     Signature {

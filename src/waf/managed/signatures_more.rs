@@ -18,7 +18,8 @@ const SCANNERS: &[&str] = &[
 const SUMS: &[&str] = &[
     "{{1", "{{2", "{{3", "{{4", "{{5", "{{6", "{{7", "{{8", "{{9", "${1", "${2", "${3", "${4", "${5", "${6", "${7", "${8", "${9",
     "#{1", "#{2", "#{3", "#{4", "#{5", "#{6", "#{7", "#{8", "#{9", "*{1", "*{2", "*{3", "*{4", "*{5", "*{6", "*{7", "*{8", "*{9",
-    "@(1", "@(2", "@(3", "@(4", "@(5", "@(6", "@(7", "@(8", "@(9", "{{ ", "{{'", "${ ", "${{", "<%=",
+    "%{1", "%{2", "%{3", "%{4", "%{5", "%{6", "%{7", "%{8", "%{9", "@(1", "@(2", "@(3", "@(4", "@(5", "@(6", "@(7", "@(8", "@(9",
+    "{{ ", "{{'", "${ ", "${{", "<%=",
 ];
 
 /// The second half: templates, scanners, databases, browsers, addresses, formats; by category and level.
@@ -30,7 +31,7 @@ pub const MORE: &[Signature] = &[
         reason: "A template is made to calculate, to see whether it does (CWE-1336)",
         targets: Targets::ALL,
         words: SUMS,
-        confirm: Some(r#"^\S*?(?:\{\{|[$#*@]\{|<%=|@\()\s*["']?[0-9]{1,9}["']?\s*\*\s*["']?[0-9]{1,9}["']?\s*(?:\}|%>|\))\S*$"#),
+        confirm: Some(r#"^\S*?(?:\{\{|[$#*@%]\{|<%=|@\()\s*["']?[0-9]{1,9}["']?\s*\*\s*["']?[0-9]{1,9}["']?\s*(?:\}|%>|\))\S*$"#),
     },
     Signature {
         id: "ssti-python",
@@ -40,9 +41,10 @@ pub const MORE: &[Signature] = &[
         targets: Targets::ALL,
         words: &["__cl", "__in", "__su", "__gl", "__bu", "__im", "__ba", "__mr", "x5f\\x5f", "attr(", "ig.items", "ig.from"],
         confirm: Some(concat!(
-            r"(?:\{[{%]|[$#]\{)[^}]*(?:(?:__|\\x5f\\x5f)(?:class|mro|subclasses|globals|builtins|import|bases?|init)(?:_|\\x)",
-            r#"|\|\s*attr\s*\(\s*(?:["'](?:_|\\x|appl)|\(|request)|config\.(?:items\(|from_))|__subclasses__\s*\(\s*\)\s*\["#,
-            r#"|__(?:class|init|base|mro|bases)__[\])('"]*\.?\[?["']?__(?:mro|bases?|globals|subclasses|init)__"#,
+            r"(?:\{[{%]|[$#]\{)[^}\n]*(?:(?:__|\\x5f\\x5f)(?:class|mro|subclasses|globals|builtins|import|bases?|init)(?:_|\\x)",
+            r#"|\|\s*attr\s*\(\s*(?:["'](?:_|\\x|appl)|\(|request)|config\.(?:items\(|from_))"#,
+            r#"|__subclasses__\s*\(\s*\)\s*\[|__import__\(["'](?:os|subprocess)["']\)"#,
+            r#"|__(?:class|init|base|mro|bases)__[\])('"]*\.?\[?["']?__(?:mro|base|globals|subclasses)__"#,
         )),
     },
     Signature {
@@ -157,12 +159,14 @@ pub const MORE: &[Signature] = &[
         id: "scanner-web-shell",
         category: Scanner,
         level: Low,
-        reason: "A program that burglars leave behind is looked for (CWE-506)",
+        reason: "A program that burglars leave behind, or a known hole, is looked for (CWE-506)",
         targets: Targets::PATH,
-        words: &["/c99", "/r57", "/wso", "b374k", "shell", "/alfa", "/cmd.", "/nmaplow", "trinity.txt", "/0x"],
+        words: &[
+            "/c99", "/r57", "/wso", "b374k", "shell", "/alfa", "/cmd.", "/nmap", "trinity", "/0x", "/setup", "/hnap", "/boa",
+        ],
         confirm: Some(concat!(
             r"/(?:c99|r57|wso2?|b374k|(?:web|my)?shell[0-9]*|alfa|cmd|0x)\.(?:php|jspx?|aspx?)$",
-            r"|/alfacgiapi/|/nmaplowercheck|trinity\.txt\.bak",
+            r"|/alfacgiapi/|/nmaplowercheck|trinity\.txt\.bak|/scripts/setup\.php$|^/(?:hnap1|boaform/)",
         )),
     },
     Signature {
@@ -180,9 +184,9 @@ pub const MORE: &[Signature] = &[
         level: Medium,
         reason: "A console or a page for debugging is looked for (CWE-489)",
         targets: Targets::PATH,
-        words: &["phpinfo.php", "/server-status", "/manager/", "console/", "/_profiler/", "elmah.axd", "/solr/", "/debug/"],
+        words: &["phpinfo.php", "/server-status", "/manager/", "console/", "/_profiler/", "elmah.axd", "/solr/", "/telescope/"],
         confirm: Some(
-            r"/(?:phpinfo\.php|server-status$|manager/html|(?:jmx|web)-console/|_profiler/|elmah\.axd|solr/admin/|debug/pp)",
+            r"/(?:phpinfo\.php|server-status$|manager/html|(?:jmx|web)-console/|_profiler/|elmah\.axd|solr/admin/|telescope/r)",
         ),
     },
     Signature {
@@ -205,9 +209,9 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A database is made to wait, run a program, or read or write a file (CWE-89)",
         targets: HEAD,
-        words: &["sleep(", "benchmark", "waitfor", "dbms_", "xp_", "utl_", "load_file", "outfile", "dumpfile", "extractv", "xml("],
+        words: &["sleep(", "benchmark", "waitfor", "dbms_", "xp_", "utl_", "load_fil", "outfile", "dumpfile", "extractv", "xml("],
         confirm: Some(concat!(
-            r#"(?:select|from|or|and|when|then|\|\||&&|,|=|\(|;|\*/)[\s('"+/*]*(?:pg_)?sleep\s*\(\s*[0-9]|benchmark\s*\(\s*[0-9]"#,
+            r#"(?:select|from|or|and|when|then|\|\||&&|,|=|\(|;|\*/)[\s('"+/*]*(?:pg_)?sleep\s*\(\s*[0-9]|benchmark\s*\([0-9]"#,
             r"|waitfor\s+(?:delay|time)\s*'|dbms_(?:pipe\.receive|lock\.sleep)|exec\S*\s+\S*xp_|utl_(?:http|inaddr)\.[a-z_]+\(",
             r#"|load_file\s*\(\s*(?:['"]|0x|char)|into\s+(?:out|dump)file\s*['"]"#,
             r"|(?:extractvalue|updatexml)\s*\([^,]*,\s*(?:concat|0x|\()",
@@ -269,10 +273,11 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "A value leaves a string of JavaScript and calls a function (CWE-79)",
         targets: VALUES,
-        words: &["alert", "confirm", "prompt", "eval", "fetch(", "import(", "print()", "cookie"],
+        words: &["alert", "confirm", "prompt", "eval", "fetch(", "import(", "print()", "cookie", "document."],
         confirm: Some(concat!(
-            r#"^[^'"`<\s]{0,40}\\?['"`]\s*[})\];,+*/%|&^?:-][\s})\];,+*/%|&^?:-]*(?:(?:window|self|top|this|parent)[.\[]\S*)?"#,
-            r"(?:(?:alert|confirm|prompt|eval|fetch|import|print)\s*(?:\)\s*)?(?:\(|`|\?\.)|document\.(?:cookie|location|write))",
+            r#"^(?:\$\{|[+*/;-]+|[^'"`<\s]{0,40}\\?['"`]\s*[})\];,+*/%|&^?:-][\s})\];,+*/%|&^?:-]*)"#,
+            r"(?:(?:window|self|top|this|parent)[.\[]\S*)?(?:(?:alert|confirm|prompt|eval|fetch|import|print)\s*(?:\)\s*)?",
+            r"(?:\(|`|\?\.)|document\.(?:cookie|location|write|body))",
         )),
     },
     Signature {
@@ -284,7 +289,7 @@ pub const MORE: &[Signature] = &[
         words: &["<script", "%3cscript", "onerror", "onload", "ontoggle", "onfocus", "onmouse", "onbegin", "onstart", "<iframe"],
         confirm: Some(concat!(
             r"(?:<|%3c)script(?:[^a-z]|%3e|%20)[^&]*(?:alert|prompt|confirm|eval|fetch|document|src\s*(?:=|%3d)|atob|import)",
-            r#"|(?:<|%3c)[a-z][a-z0-9]*(?:[\s/+]|%2[0f])(?:[^>]*(?:[\s/"'+]|%2[0f27]))?on[a-z]{3,20}\s*(?:=|%3d)|<iframe[^>]+src"#,
+            r#"|(?:<|%3c)[a-z][a-z0-9]*(?:[\s/+]|%2[0f])(?:[^>]*(?:[\s/"'+]|%2[0f27]))?on[a-z]{3,}\s*(?:=|%3d)|<iframe[^>]+src"#,
         )),
     },
     Signature {
@@ -314,11 +319,11 @@ pub const MORE: &[Signature] = &[
         level: Low,
         reason: "The address at which a cloud tells a machine its credentials (CWE-918)",
         targets: VALUES.and(Targets::PATH).and(Targets::HEADER).and(Targets::REFERER),
-        words: &["169.254.", "169-254-", "a9fe", "0xa9", "2852039166", "251.0", "metadata.", "100.100.100.200", "fd00:ec2"],
+        words: &["169.254.", "169-254-", "a9fe", "0xa9", "2852039166", "251.0", "metadata", "100.100.100.200", "fd00:ec2"],
         confirm: Some(concat!(
             r"^(?:\S*(?:[/\\]{2}|@|:/))?\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25[34]|170\.2)|metadata\.google\.internal)[/:?]",
             r"|^\S*(?:[/\\]{2}|@|:/)\[?(?:::(?:ffff:)?)?(?:169\.254\.(?:169\.25|170\.2)|a9fe:a9fe|0xa9\.?(?:0x)?fe|2852039166",
-            r"|0*251\.0*376|fd00:ec2::254|100\.100\.100\.200|metadata\.tencent|[a-z0-9.-]*169[.-]254[.-]169[.-]254\.)",
+            r"|0*251\.0*376|fd00:ec2::254|100\.100\.100\.200|metadata[./](?:tencent|comp)|[a-z0-9.-]*169[.-]254[.-]169[.-]254\.)",
         )),
     },
     Signature {
@@ -329,8 +334,8 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["://0", "://127.", "://[", "://2130706433", "@127.", "@0x7", "@2130706433"],
         confirm: Some(concat!(
-            r"^[a-z]+://(?:[^/]*@)?(?:0x7f|2130706433|0+177\.|127\.(?:[0-9]{1,3}\.)?[0-9]{1,3}(?:[:/]|$)|0(?:[:/]|$)",
-            r"|\[(?:::|0:0:0:0:0:0:0:[01]|::ffff:(?:127|7f00|0)[^\]]*)\])",
+            r"^[a-z]+://(?:[^/]*@)?(?:0x7f|2130706433|0+177[.0]|127\.(?:[0-9]{1,3}\.)?[0-9]{1,3}(?:[:/]|$)|0(?:[:/]|$)",
+            r"|\[(?:::|(?:0+:){7}0*[01]|(?::|(?:0+:){5})?:?ffff:(?:127|7f00|0)[^\]]*)\])",
         )),
     },
     Signature {
@@ -341,7 +346,7 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["file:/", "gopher:/", "dict:/", "jar:", "netdoc:", "tftp:/"],
         confirm: Some(concat!(
-            r"^\s*(?:url:)?(?:file:/+(?:localhost/)?(?:etc/|proc/|var/(?:run|log)/|(?:root|home/[^/]+)/\.[asb]|[a-z][:|]?/+windows)",
+            r"^\s*(?:url:)?(?:file:/+(?:localhost/)?(?:etc/|proc/|var/(?:run|log)|(?:root|home/[^/]+)/\.[asb]|[a-z]:?/+windows)",
             r"|(?:gopher|dict|tftp)://\S+:[0-9]+/|jar:(?:https?|ftp):|netdoc:/)",
         )),
     },
@@ -464,7 +469,7 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["$where", "this.", "sleep(", "while(", "$function", "$accumulator", "return true", "return 1"],
         confirm: Some(concat!(
-            r#"^[^'"\s]{0,40}['"]\s*(?:;|\|\||&&|\})\s*(?:return\s+(?:true|1)|sleep\s*\(|while\s*\(|this\.[a-z]+)|\[\$where\]"#,
+            r#"^[^'"\s]{0,40}['"]\s*(?:;|\|\||&&|\})\s*(?:return\s+(?:true|1)|sleep\s*\(|while\s*\(|this\.)|^\S*\[\$where\]$"#,
             r#"|^\s*\{.*"\$where"\s*:|^\s*(?:function\s*\(\)\s*\{)?\s*(?:return\s+)?this\.(?:pass|pwd)[a-z]*\s*(?:==|!=|\.m|\[)"#,
         )),
     },
