@@ -4,10 +4,8 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use portolan::config::Paths;
-use portolan::config::tree::Node;
 use portolan::explain::{Question, explain};
 use portolan::memory::Memory;
 use portolan::reload::{Known, build};
@@ -54,9 +52,7 @@ fn tables() {
 }
 
 fn run(file: &Path, dir: &Path) -> usize {
-    let source = portolan::config::problem::Source { path: file.to_owned(), text: std::fs::read_to_string(file).unwrap() };
-    let tree = Node::parse(&Arc::new(source)).unwrap();
-    let table: Table = serde_json::from_value(common::json(&tree)).unwrap();
+    let table: Table = serde_json::from_value(common::table(file)).unwrap();
     let config = tempfile::NamedTempFile::new_in(dir.parent().unwrap().join("config")).unwrap();
     std::fs::write(config.path(), table.config.to_string()).unwrap();
     let paths = Paths { file: config.path().to_owned(), environment: None };

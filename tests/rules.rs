@@ -4,16 +4,17 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use portolan::client::place::Databases;
 use portolan::client::standing::Standing;
-use portolan::config::tree::Node;
 use portolan::explain::{Asked as Request, Question};
 use portolan::lists::Lists;
 use portolan::request::Moment;
 use portolan::rules::view::{Asker, Target};
 use portolan::rules::{ExprError, Filter, Limits, Phase, Scope, View};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -57,9 +58,7 @@ fn tables() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules");
     let (mut cases, mut wrong) = (0, Vec::new());
     for file in std::fs::read_dir(&dir).unwrap().map(|f| f.unwrap().path()) {
-        let text = std::fs::read_to_string(&file).unwrap();
-        let source = portolan::config::problem::Source { path: file.clone(), text };
-        let table = common::json(&Node::parse(&Arc::new(source)).unwrap());
+        let table = common::table(&file);
         for (n, case) in table.as_array().unwrap().iter().enumerate() {
             let Case { expression, request, is, error } = serde_json::from_value(case.clone()).unwrap();
             let place = format!("{} #{n}: {expression}", file.file_name().unwrap().to_string_lossy());
@@ -86,4 +85,45 @@ fn tables() {
     assert!(cases > 400);
 }
 
+/// Whatever is written, it is compiled or refused with a place in it, and never more than that.
+#[test]
+fn nothing_breaks_the_compiler() {
+    let seeds = seeds();
+    let mut runner = TestRunner::deterministic();
+    let piece = prop_oneof![
+        prop::sample::select(seeds.clone()),
+        "\\PC{0,12}",
+        prop::sample::select(vec!["(", ")", "not ", " and ", "[*]", "\"", "\\", "{", "}", "..", "r#\"", "$", "\u{0}", "é", "/", "in ", "\n"])
+            .prop_map(str::to_owned),
+    ];
+    let cut = (piece.clone(), piece.clone(), piece, 0usize..200, 0usize..200);
+    for _ in 0..3_000 {
+        let (a, b, c, from, to) = cut.new_tree(&mut runner).unwrap().current();
+        let mut text = a;
+        let (from, to) = (text.floor_char_boundary(from.min(to)), text.floor_char_boundary(from.max(to)));
+        text.replace_range(from.min(text.len())..to.min(text.len()), &b);
+        text.push_str(&c);
+        match compile(&text) {
+            Ok(filter) => drop(holds(&filter, serde_json::Map::new())),
+            Err(error) => {
+                assert!(error.span.start <= text.len(), "{text:?}: {error:?}");
+                assert!(!error.draw(&text).is_empty());
+            }
+        }
+    }
+    // Neither does what is long or deep.
+    for text in ["(".repeat(4_000), "!".repeat(4_000), "ssl and ".repeat(500), "lower(".repeat(600), format!("ssl{}", "[0]".repeat(1_300))] {
+        assert!(compile(&text).is_err());
+    }
+}
+
+/// Every expression of the tables.
+fn seeds() -> Vec<String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rules");
+    let files = std::fs::read_dir(&dir).unwrap().map(|f| f.unwrap().path());
+    let tables = files.map(|file| common::table(&file));
+    tables.flat_map(|t| t.as_array().unwrap().clone()).map(|case| case["expression"].as_str().unwrap().to_owned()).collect()
+}
+
 mod common;
+mod reference;

@@ -237,6 +237,11 @@ impl<'a> Parser<'a> {
         let name: String = rest.chars().take_while(|c| is_name(*c)).collect();
         self.at += name.len();
         let name_span = start..self.at;
+        let lower = name.to_ascii_lowercase();
+        if ["and", "or", "xor", "not"].contains(&lower.as_str()) {
+            let error = ExprError::new(name_span, format!("expected a field or a function, found `{name}`"));
+            return Err(if lower == name { error } else { error.hint(format!("operators are in lower case: `{lower}`")) });
+        }
         let gap = self.rest().len() - self.rest().trim_start_matches([' ', '\t', '\r', '\n']).len();
         let base = match self.rest().get(gap..).and_then(|rest| rest.chars().next()) {
             Some('(') => {

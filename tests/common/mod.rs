@@ -1,9 +1,19 @@
 //! What several test programs share.
 
+use std::path::Path;
+use std::sync::Arc;
+
+use portolan::config::problem::Source;
 use portolan::config::tree::{Node, Value};
 
+/// A file of a table, read as JSON.
+pub fn table(file: &Path) -> serde_json::Value {
+    let source = Source { path: file.to_owned(), text: std::fs::read_to_string(file).unwrap() };
+    json(&Node::parse(&Arc::new(source)).unwrap())
+}
+
 /// A table as JSON, to be read by serde.
-pub fn json(node: &Node) -> serde_json::Value {
+fn json(node: &Node) -> serde_json::Value {
     use serde_json::Value as Json;
     match &node.value {
         Value::Null => Json::Null,

@@ -9,6 +9,8 @@ use super::Targets;
 use crate::rules::View;
 use crate::rules::normalise::url_decode;
 
+/// The name of a body that is XML.
+const DOCUMENT: &str = "http.request.body.raw (XML)";
 /// Pieces beyond this many are not looked at.
 const MOST: usize = 1_000;
 
@@ -23,8 +25,10 @@ pub struct Input<'a> {
     pub text: Cow<'a, [u8]>,
     /// And in lower case.
     pub lower: Cow<'a, [u8]>,
-    /// And without entities of HTML and zero bytes, where there were any.
+    /// And without entities of HTML, `%uXXXX` and zero bytes, where there were any.
     pub plain: Option<Vec<u8>>,
+    /// It is a document of its own: nobody puts it as a whole into a page.
+    pub document: bool,
 }
 
 impl<'a> Input<'a> {
@@ -34,32 +38,35 @@ impl<'a> Input<'a> {
             false => text.clone(),
         };
         let plain = plain(&lower);
-        Self { name, target, text, lower, plain }
+        Self { name, target, text, lower, plain, document: false }
     }
 }
 
 /// Headers that hold nothing of an application's, or what may look like anything.
-const LEFT_OUT: [&str; 8] =
-    ["authorization", "cookie", "user-agent", "referer", "content-length", "host", "if-none-match", "sec-websocket-key"];
+const LEFT_OUT: [&str; 7] = ["cookie", "user-agent", "referer", "content-length", "host", "if-none-match", "sec-websocket-key"];
 
 /// Calls `each` with every piece until it says `false`.
 pub fn inputs(view: &View<'_>, each: &mut dyn FnMut(&Input<'_>) -> bool) {
     let mut left = MOST;
     let mut give = |name: &'static str, target: Targets, text: Cow<'_, [u8]>| {
         left = left.saturating_sub(1);
-        left > 0 && (text.is_empty() || each(&Input::new(name, target, text)))
+        let document = name == DOCUMENT;
+        left > 0 && (text.is_empty() || each(&Input { document, ..Input::new(name, target, text) }))
     };
     let target = view.target;
     // A `+` is a plus in a path.
     let path = |text: &str| match text.contains('%') {
-        true => Cow::Owned(url_decode(text.replace('+', "%2B").as_bytes(), true).into_owned()),
+        true => Cow::Owned(url_decode(text.replace('+', "%2B").as_bytes(), false).into_owned()),
         false => Cow::Owned(text.as_bytes().to_vec()),
     };
     let normal = path(&target.path);
     let raw = path(target.raw_path);
-    let differ = normal != raw;
+    let sent = target.raw_path.as_bytes();
+    let (decoded, differ) = (*raw != *sent, normal != raw);
     let mut going = give("http.request.uri.path", Targets::PATH, normal);
     going = going && (!differ || give("raw.http.request.uri.path", Targets::PATH, raw));
+    // What hides by how it is encoded shows before it is decoded.
+    going = going && (!decoded || give("raw.http.request.uri.path", Targets::PATH, Cow::Borrowed(sent)));
     for (name, value) in view.raw_args().iter() {
         going = going && give("http.request.uri.args", Targets::QUERY, twice(name));
         going = going && give("http.request.uri.args", Targets::QUERY, twice(value));
@@ -89,8 +96,6 @@ fn body(view: &View<'_>, bytes: &[u8], give: &mut dyn FnMut(&'static str, Target
         }
     } else if mime.starts_with("multipart/") {
         for (name, value, file) in view.multipart() {
-            // What is in a file is the file's business.
-            let value = if file.is_empty() { value } else { &[] };
             for piece in [name, file, value] {
                 if !give("http.request.body.multipart", BODY, Cow::Borrowed(piece)) {
                     return;
@@ -102,7 +107,7 @@ fn body(view: &View<'_>, bytes: &[u8], give: &mut dyn FnMut(&'static str, Target
     {
         walk(json, &mut |text| give("http.request.body.raw", BODY, Cow::Borrowed(text.as_bytes())));
     } else {
-        give("http.request.body.raw", BODY, Cow::Borrowed(bytes));
+        give(if mime.ends_with("xml") { DOCUMENT } else { "http.request.body.raw" }, BODY, Cow::Borrowed(bytes));
     }
 }
 
@@ -118,18 +123,18 @@ fn walk(json: &Json, each: &mut dyn FnMut(&str) -> bool) -> bool {
 
 /// Decoded, and once more: what was encoded twice was encoded to hide.
 fn twice(text: &[u8]) -> Cow<'_, [u8]> {
-    match url_decode(text, true) {
+    match url_decode(text, false) {
         Cow::Borrowed(text) => Cow::Borrowed(text),
         Cow::Owned(once) if once.contains(&b'%') => {
             // A plus that was encoded is a plus.
             let kept: Vec<u8> = once.iter().flat_map(|b| if *b == b'+' { &b"%2B"[..] } else { std::slice::from_ref(b) }).copied().collect();
-            Cow::Owned(url_decode(&kept, true).into_owned())
+            Cow::Owned(url_decode(&kept, false).into_owned())
         }
         Cow::Owned(once) => Cow::Owned(once),
     }
 }
 
-/// Without zero bytes, and with entities of HTML resolved; nothing if there are none.
+/// Without zero bytes, and with entities of HTML and `%uXXXX` resolved; nothing if there are none.
 fn plain(text: &[u8]) -> Option<Vec<u8>> {
     const NAMED: [(&[u8], u8); 9] = [
         (b"lt;", b'<'),
@@ -155,11 +160,12 @@ fn plain(text: &[u8]) -> Option<Vec<u8>> {
         // Letters in upper case hide behind entities, too.
         u8::try_from(value).ok().map(|b| (b.to_ascii_lowercase(), 1 + skip + len + semicolon))
     };
-    if !text.iter().any(|b| *b == 0 || *b == b'&') {
+    let wide = memchr::memmem::find(text, b"%u").map(|_| url_decode(text, true));
+    if wide.is_none() && !text.iter().any(|b| *b == 0 || *b == b'&') {
         return None;
     }
-    let (mut plain, mut changed) = (Vec::with_capacity(text.len()), false);
-    let mut rest = text;
+    let (mut plain, mut changed) = (Vec::with_capacity(text.len()), wide.is_some());
+    let mut rest = wide.as_deref().unwrap_or(text);
     while let [first, tail @ ..] = rest {
         rest = tail;
         match (first, if *first == b'&' { entity(tail) } else { None }) {
@@ -186,6 +192,7 @@ mod tests {
             (b"java&#115cript&colon;", b"javascript:"),
             (b"/etc/pass\0wd", b"/etc/passwd"),
             (b"&#83;", b"s"),
+            (b"%u003cscript", b"<script"),
         ] {
             assert_eq!(plain(text).as_deref(), Some(shown));
         }

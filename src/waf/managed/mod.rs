@@ -108,22 +108,25 @@ pub struct Signature {
 }
 
 /// What libinjection decides, as signatures without words.
+///
+/// libinjection takes some prose, search syntax and arithmetic for SQL; an attack that ends a string or hides the
+/// rest of a statement has quotes or comments, and those are asked for at the lowest level.
 const LIBINJECTION: [Signature; 4] = [
     Signature {
         id: SQLI,
         category: Category::Sqli,
         level: Sensitivity::Low,
-        reason: "An argument or cookie breaks out of an SQL statement, as libinjection reads it (CWE-89)",
-        targets: Targets::QUERY.and(Targets::COOKIE),
+        reason: "A value breaks out of a string of an SQL statement, as libinjection reads it (CWE-89)",
+        targets: Targets::QUERY.and(Targets::COOKIE).and(Targets::BODY),
         words: &[],
         confirm: None,
     },
     Signature {
-        id: SQLI,
+        id: SQLI_ANY,
         category: Category::Sqli,
         level: Sensitivity::Medium,
-        reason: "A field of the body breaks out of an SQL statement, as libinjection reads it (CWE-89)",
-        targets: Targets::BODY,
+        reason: "A value is a part of an SQL statement, as libinjection reads it (CWE-89)",
+        targets: Targets::QUERY.and(Targets::COOKIE).and(Targets::BODY),
         words: &[],
         confirm: None,
     },
@@ -137,7 +140,7 @@ const LIBINJECTION: [Signature; 4] = [
         confirm: None,
     },
     Signature {
-        id: XSS,
+        id: XSS_BODY,
         category: Category::Xss,
         level: Sensitivity::Medium,
         reason: "A field of the body brings a script into a page, as libinjection reads it (CWE-79)",
@@ -148,7 +151,11 @@ const LIBINJECTION: [Signature; 4] = [
 ];
 
 const SQLI: &str = "sqli-libinjection";
+const SQLI_ANY: &str = "sqli-libinjection-any";
 const XSS: &str = "xss-libinjection";
+const XSS_BODY: &str = "xss-libinjection-body";
+/// At the lowest level a field of a body has to be this short, in bytes: what is longer is mostly prose.
+const SHORT: usize = 64;
 
 /// Every signature there is.
 pub fn all() -> impl Iterator<Item = &'static Signature> {
@@ -168,7 +175,9 @@ pub struct Managed {
     /// All words; each belongs to the rule at its place in `owners`.
     words: AhoCorasick,
     owners: Box<[u16]>,
-    sqli: Targets,
+    /// Which of libinjection's rules are asked.
+    sqli: bool,
+    sqli_any: bool,
     xss: Targets,
 }
 
@@ -208,8 +217,11 @@ impl Managed {
             rules.push(Active { id: signature.id.into(), category: signature.category, targets: signature.targets, confirm });
         }
         let words = AhoCorasick::builder().match_kind(MatchKind::Standard).build(words).map_err(|e| e.to_string())?;
-        let targets = |id| chosen().filter(|s| s.id == id).fold(Targets(0), |all, s| all.and(s.targets));
-        Ok(Self { log_only, rules: rules.into(), words, owners: owners.into(), sqli: targets(SQLI), xss: targets(XSS) })
+        let asked = |id| chosen().any(|s| s.id == id);
+        let targets = |id, targets| if asked(id) { targets } else { Targets(0) };
+        let xss = targets(XSS, Targets::QUERY.and(Targets::COOKIE)).and(targets(XSS_BODY, Targets::BODY));
+        let (sqli, sqli_any) = (asked(SQLI), asked(SQLI_ANY));
+        Ok(Self { log_only, rules: rules.into(), words, owners: owners.into(), sqli, sqli_any, xss })
     }
 
     /// The first rule that finds something; categories in `skipped` are left out.
@@ -233,14 +245,33 @@ impl Managed {
         if harmless {
             return None;
         }
-        let asked = |targets: Targets, category: Category| targets.any(input.target) && skipped & category.bit() == 0;
-        if asked(self.sqli, Category::Sqli) && libinjectionrs::detect_sqli(&input.text).is_injection() {
-            return Some(SQLI.into());
+        let asked = |category: Category| skipped & category.bit() == 0;
+        if asked(Category::Sqli)
+            && let Some(rule) = self.sqli_rule(input)
+            && libinjectionrs::detect_sqli(&input.text).is_injection()
+        {
+            return Some(rule.into());
         }
-        if asked(self.xss, Category::Xss) && libinjectionrs::detect_xss(&input.text).is_injection() {
-            return Some(XSS.into());
+        let page = self.xss.any(input.target) && !input.document;
+        if asked(Category::Xss) && page && libinjectionrs::detect_xss(&input.text).is_injection() {
+            return Some(if input.target == Targets::BODY { XSS_BODY } else { XSS }.into());
         }
         None
+    }
+
+    /// The rule that an input is asked for that libinjection takes for SQL.
+    fn sqli_rule(&self, input: &Input<'_>) -> Option<&'static str> {
+        let value = Targets::QUERY.and(Targets::COOKIE).and(Targets::BODY).any(input.target);
+        let short = input.target != Targets::BODY || input.text.len() <= SHORT;
+        let breaks_out = || {
+            let comment = ["--", "/*", "#"].iter().any(|c| memchr::memmem::find(&input.text, c.as_bytes()).is_some());
+            comment || input.text.iter().any(|b| b"'\"`;".contains(b))
+        };
+        match (value, self.sqli, self.sqli_any) {
+            (true, true, _) if short && breaks_out() => Some(SQLI),
+            (true, _, true) => Some(SQLI_ANY),
+            _ => None,
+        }
     }
 
     fn signature(&self, text: &[u8], target: Targets, skipped: u16) -> Option<Arc<str>> {

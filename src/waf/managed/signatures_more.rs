@@ -1,11 +1,7 @@
 //! More signatures of the managed ruleset; the comment of `signatures` says how they are written.
 
-use super::{
-    Category::*,
-    Sensitivity::*,
-    Signature, Targets,
-    signatures::{HEAD, VALUES},
-};
+use super::signatures::{HEAD, VALUES};
+use super::{Category::*, Sensitivity::*, Signature, Targets};
 
 /// How scanners call themselves.
 const SCANNERS: &[&str] = &[
@@ -218,6 +214,19 @@ pub const MORE: &[Signature] = &[
         )),
     },
     Signature {
+        id: "sqli-field",
+        category: Sqli,
+        level: Low,
+        reason: "A field ends its string, and goes on with what is always true, or with a comment (CWE-89)",
+        targets: Targets::BODY,
+        words: &["' or", "'or", "') or", "\" or", "' ||", "'||", "' and", "'--", "' --", "' #", "'/*", "' union", "'; "],
+        confirm: Some(concat!(
+            r#"^[^'"\s]{0,40}['"]\)*(?:\s|/\*[^*]*\*/)*(?:(?:or|and|xor|\|\||&&)(?:[\s(/*'"]+(?:not\s+)?[a-z0-9_]*[\s)'"]*"#,
+            r#"(?:=|<|>|like\s|in\s*\(|is\s)|\s+exists\s*\()|union(?:\s|all)+select\s|--[\s+-]*$|#\s*$|/\*\s*$"#,
+            r"|;\s*(?:drop|insert|update|delete|exec|waitfor|select)\s)",
+        )),
+    },
+    Signature {
         id: "sqli-json",
         category: Sqli,
         level: Low,
@@ -250,7 +259,7 @@ pub const MORE: &[Signature] = &[
         targets: VALUES,
         words: &["'--", "' --", "' #", "' or", "' and", "'||", "' |", "\" or", "\" and", "') o", "') a", "'; ", " or ", " and "],
         confirm: Some(concat!(
-            r#"^[^'"\s]{0,40}['"]\)*\s*(?:--|#|/\*|;|\|\||(?:or|and)\s+\S+\s*(?:=|<|>|like|is\s|in\s*\(|between))"#,
+            r#"^[^'"\s]{0,40}['"]\)*\s*(?:--[\s+-]*$|#\s*$|/\*|;|\|\||(?:or|and)\s+\S+\s*(?:=|<|>|like|is\s|in\s*\(|between))"#,
             r"|^-?[0-9]+\s+(?:or|and)\s+(?:not\s+|true|false|-?[0-9]+\s*[=<>])",
         )),
     },
@@ -302,15 +311,16 @@ pub const MORE: &[Signature] = &[
         confirm: Some(r"(?:[\\%]u003c|\\x3c|%(?:25)*3c|\+adw-|\\74)/?(?:script|img|svg|iframe|body)|eval\s*\(\s*string\.from"),
     },
     Signature {
-        id: "xss-event",
+        id: "xss-field",
         category: Xss,
-        level: Medium,
-        reason: "A handler of an event, or a script that sends a cookie away (CWE-79)",
-        targets: VALUES,
-        words: &["onerror", "onload", "onclick", "onfocus", "onmouse", "ontoggle", "onpointer", "onanim", "onbegin", "document."],
+        level: Low,
+        reason: "A field is a script, or markup with a handler that shows it runs (CWE-79)",
+        targets: Targets::BODY,
+        words: &["<script", "onerror", "onload", "onclick", "onfocus", "onmouse", "ontoggle", "onpointer", "onanim", "onbegin"],
         confirm: Some(concat!(
-            r#"(?:^|[\s"'/>])on(?:error|load|click|focus|mouse|toggle|pointer|animation|begin)[a-z]*\s*=\s*["'`]?[^"'`>]*[(`]"#,
-            r"|(?:fetch|open|location|src|beacon)[^;]{0,60}document\.cookie|document\.write\s*\(\s*[^)]*<script",
+            r#"^(?:[\s"'>]*<script[^>]*>[^<]*|[^<]{0,40}<[a-z]+(?:[\s/][^>]*)?[\s/"']on[a-z]{3,}\s*=\s*["']?[^"'>\s]*)"#,
+            r#"(?:(?:alert|prompt|confirm)\s*[(`]\s*(?:[0-9`/)]|document|location|origin|["']xss)"#,
+            r"|\+\s*(?:[a-z]+\()?document\.cookie|eval\s*\(\s*atob)",
         )),
     },
     Signature {
@@ -387,10 +397,10 @@ pub const MORE: &[Signature] = &[
         id: "protocol-nul",
         category: Protocol,
         level: Low,
-        reason: "A path has a NUL byte, which ends it for programs in C (CWE-158)",
-        targets: Targets::PATH,
-        words: &["%00", "%2500"],
-        confirm: None,
+        reason: "A file's name has a NUL byte, which ends it for programs in C (CWE-158)",
+        targets: Targets::PATH.and(Targets::QUERY).and(Targets::COOKIE),
+        words: &["php\0", "txt\0", "jsp\0", "asp\0", "ini\0", "swd\0", "\0.j", "\0.p", "\0.g", "\0.h", "\0.t", "%00"],
+        confirm: Some(r"[a-z0-9]\x00\.[a-z]|\.[a-z]{2,4}\x00|passwd\x00|%(?:25)*00"),
     },
     Signature {
         id: "protocol-mail-header",
@@ -423,22 +433,14 @@ pub const MORE: &[Signature] = &[
         id: "xxe-entity",
         category: Xxe,
         level: Low,
-        reason: "A document fetches an entity, or a part of itself, from a file or an address (CWE-611)",
+        reason: "A document fetches an entity or a part of itself, or multiplies entities (CWE-611, CWE-776)",
         targets: VALUES,
         words: &["<!entity", "xi:include", "xinclude"],
         confirm: Some(concat!(
             r#"<!entity\s+(?:%\s+)?\S+\s+(?:system|public\s+["'][^"']*["'])\s+["'](?:[a-z]+:/|/|\\\\|[a-z]:[/\\]|expect:|%)"#,
+            r#"|<!entity\s+(?:%\s+)?\S+\s+["'](?:[&%][a-z0-9_.-]+;\s*){4}"#,
             r#"|<[a-z]*:?include[^>]+href\s*=\s*["'](?:file:|/(?:etc|proc|var|home|root)|[a-z]:\\|https?:)"#,
         )),
-    },
-    Signature {
-        id: "xxe-expansion",
-        category: Xxe,
-        level: Low,
-        reason: "Entities made of entities fill the memory (CWE-776)",
-        targets: VALUES,
-        words: &["<!entity"],
-        confirm: Some(r#"<!entity\s+(?:%\s+)?\S+\s+["'](?:[&%][a-z0-9_.-]+;\s*){4,}"#),
     },
     Signature {
         id: "xxe-doctype",

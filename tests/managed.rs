@@ -1,0 +1,122 @@
+//! The managed ruleset against the corpora in tests/managed: attacks that it has to catch, and requests of honest
+//! people that it must not. `cargo test --test managed -- --nocapture` prints the report.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test ends where it cannot go on, and this one reports")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use portolan::client::place::Databases;
+use portolan::client::standing::Standing;
+use portolan::config::waf::Sensitivity;
+use portolan::explain::{Asked, Question};
+use portolan::lists::Lists;
+use portolan::request::Moment;
+use portolan::rules::View;
+use portolan::rules::view::{Asker, Target};
+use portolan::waf::managed::{Managed, all};
+use serde::Deserialize;
+
+const LEVELS: [Sensitivity; 3] = [Sensitivity::Low, Sensitivity::Medium, Sensitivity::High];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    /// The rule that has to find it; any will do for the request as a whole.
+    rule: Option<String>,
+    level: Sensitivity,
+    request: serde_json::Map<String, serde_json::Value>,
+}
+
+fn cases(file: &str) -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/managed").join(file);
+    serde_json::from_value(common::table(&path)).unwrap()
+}
+
+fn find(managed: &Managed, request: &serde_json::Map<String, serde_json::Value>) -> Option<String> {
+    let mut request = request.clone();
+    request.entry("ip").or_insert("192.0.2.1".into());
+    request.entry("url").or_insert("/".into());
+    let question: Question = serde_json::from_value(request.into()).unwrap();
+    let asked = Asked::new(&question).unwrap_or_else(|e| panic!("{question:?}: {e}"));
+    let facts = asked.facts(question.ip, 64 << 10);
+    let (databases, lists, standing) = (Databases::default(), Lists::default(), Standing::default());
+    let place = databases.lookup(question.ip);
+    let (ip, now) = (question.ip, Moment::default());
+    let asker =
+        Asker { ip, trusted_peer: false, place: &place, databases: &databases, lists: &lists, standing: &standing, now };
+    let target = Target::new(&facts);
+    managed.find(&View::new(&facts, &target, asker), 0).map(|f| f.rule.to_string())
+}
+
+fn at(level: Sensitivity) -> Managed {
+    Managed::new(level, &[], false).unwrap()
+}
+
+#[test]
+fn attacks_are_caught() {
+    let cases = cases("attacks.yaml");
+    let managed = LEVELS.map(at);
+    let mut missed = Vec::new();
+    let mut caught = [0; 3];
+    for case in &cases {
+        for (n, level) in LEVELS.iter().enumerate() {
+            let found = managed.get(n).and_then(|m| find(m, &case.request));
+            caught[n] += usize::from(found.is_some());
+            if found.is_none() && case.level <= *level {
+                missed.push(format!("{level:?} {:?} {}", case.rule, serde_json::to_string(&case.request).unwrap()));
+            }
+        }
+    }
+    for (n, level) in LEVELS.iter().enumerate() {
+        println!("{level:?}: {} of {} attacks caught", caught[n], cases.len());
+    }
+    assert!(missed.is_empty(), "{} missed:\n{}", missed.len(), missed.join("\n"));
+    assert!(cases.len() > 300);
+}
+
+#[test]
+fn honest_people_pass() {
+    let cases = cases("benign.yaml");
+    let managed = LEVELS.map(at);
+    let mut wrong = Vec::new();
+    let mut refused = [0; 3];
+    for case in &cases {
+        for (n, level) in LEVELS.iter().enumerate() {
+            let Some(rule) = managed.get(n).and_then(|m| find(m, &case.request)) else { continue };
+            refused[n] += 1;
+            if *level <= case.level {
+                wrong.push(format!("{level:?} {rule} {}", serde_json::to_string(&case.request).unwrap()));
+            }
+        }
+    }
+    for (n, level) in LEVELS.iter().enumerate() {
+        println!("{level:?}: {} of {} honest requests refused", refused[n], cases.len());
+    }
+    assert!(wrong.is_empty(), "{} refused:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(cases.len() > 350);
+}
+
+/// Every rule is seen to work alone, and says what it is for.
+#[test]
+fn every_rule_has_its_tests_and_its_reason() {
+    let mut tested: BTreeMap<String, usize> = BTreeMap::new();
+    let ids: BTreeSet<&str> = all().map(|s| s.id).collect();
+    for case in cases("attacks.yaml") {
+        let rule = case.rule.unwrap();
+        assert!(ids.contains(rule.as_str()), "there is no rule {rule}");
+        let others: Vec<&str> = ids.iter().copied().filter(|id| *id != rule).collect();
+        let alone = Managed::new(Sensitivity::High, &others, false).unwrap();
+        let found = find(&alone, &case.request);
+        *tested.entry(rule.clone()).or_default() += usize::from(found.as_deref() == Some(&rule));
+    }
+    for signature in all() {
+        assert!(tested.get(signature.id).is_some_and(|n| *n >= 2), "{} lacks tests that it passes: {tested:?}", signature.id);
+        assert!(!signature.reason.is_empty());
+        assert!(signature.words.iter().all(|w| w.len() >= 3 && *w == w.to_ascii_lowercase()), "{}", signature.id);
+    }
+    let mut unique = BTreeSet::new();
+    assert!(all().filter(|s| !s.words.is_empty()).all(|s| unique.insert(s.id)), "two rules share a name");
+}
+
+mod common;
