@@ -16,6 +16,7 @@ use crate::request::Moment;
 use crate::signing::Key;
 use crate::snapshot::Snapshot;
 use crate::upstream::plan::Mode;
+use crate::waf::managed::{self, Signature};
 
 #[derive(Debug, Args)]
 pub struct RulesCommand {
@@ -27,6 +28,8 @@ pub struct RulesCommand {
 enum Action {
     /// Run requests against redirects, transforms and rules, and say what each would do; nothing is sent
     Test(Test),
+    /// Print the managed ruleset: each rule's name, category, lowest sensitivity, and what it tells
+    List,
 }
 
 #[derive(Debug, Args)]
@@ -46,8 +49,16 @@ struct Test {
 
 impl RulesCommand {
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Action::Test(test) = self.action;
-        test.run()
+        match self.action {
+            Action::Test(test) => test.run(),
+            Action::List => {
+                for Signature { id, category, level, reason, .. } in managed::all() {
+                    let (category, level) = (format!("{category:?}").to_lowercase(), format!("{level:?}").to_lowercase());
+                    print(&format!("{id:<28} {category:<10} {level:<7} {reason}"));
+                }
+                Ok(Exit::Done)
+            }
+        }
     }
 }
 

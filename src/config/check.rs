@@ -154,7 +154,8 @@ impl<'a> Checker<'a> {
     /// A value that `schema` accepts.
     fn stand_in(&self, schema: &'a Json) -> Json {
         let Some(schema) = self.branches(schema).first().copied() else { return Json::Null };
-        let given = [schema.get("default"), schema.pointer("/examples/0"), schema.get("minimum")];
+        let number = schema.pointer("/enum/0").filter(|n| n.is_number());
+        let given = [schema.get("default"), schema.pointer("/examples/0"), number, schema.get("minimum")];
         if let Some(given) = given.into_iter().flatten().find(|v| !v.is_null()) {
             return given.clone();
         }

@@ -89,6 +89,8 @@ pub struct Loaded {
     pub tree: Node,
     /// Every file that was read so far.
     pub inputs: Vec<Input>,
+    /// What was expanded into texts: nobody may see it.
+    pub secrets: Vec<String>,
     /// A digest of all that was read and expanded.
     pub digest: u64,
 }
@@ -131,7 +133,8 @@ pub fn load(paths: &Paths) -> Result<Loaded, Failed> {
     let (Some(mut tree), true) = (tree, problems.is_empty()) else {
         return Err(Failed { problems, inputs });
     };
-    inputs.extend(tree.expand(&mut problems));
+    let super::tree::Expanded { files, secrets } = tree.expand(&mut problems);
+    inputs.extend(files);
     let (malformed, json) = check(&tree, &schema());
     // What could not be expanded cannot fit either; saying so twice helps nobody.
     let told: Vec<_> = problems.iter().map(|p| p.path.clone()).collect();
@@ -139,7 +142,7 @@ pub fn load(paths: &Paths) -> Result<Loaded, Failed> {
     let mut digest = DefaultHasher::new();
     json.to_string().hash(&mut digest);
     match Config::deserialize(&json) {
-        Ok(config) => Ok(Loaded { config, problems, tree, inputs, digest: digest.finish() }),
+        Ok(config) => Ok(Loaded { config, problems, tree, inputs, secrets, digest: digest.finish() }),
         Err(error) => {
             if problems.is_empty() {
                 problems.push(tree.locate(Problem::error(KeyPath::default(), error.to_string())));

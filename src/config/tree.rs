@@ -86,7 +86,10 @@ impl Node {
     /// The value under `key`, if this is a mapping that has it.
     pub fn get(&self, key: &str) -> Option<&Entry> {
         match &self.value {
-            Value::Map(entries) => entries.iter().find(|e| e.key == key),
+            // Some keys, such as names of headers, are asked for in another case than they were written.
+            Value::Map(entries) => {
+                entries.iter().find(|e| e.key == key).or_else(|| entries.iter().find(|e| e.key.eq_ignore_ascii_case(key)))
+            }
             _ => None,
         }
     }
@@ -116,14 +119,14 @@ impl Node {
     }
 
     /// Expands `${env:NAME}` and `${file:PATH}` inside every text. Files are read relative to the
-    /// file that names them; one newline at a file's end is dropped. Returns the files that were read.
-    pub fn expand(&mut self, problems: &mut Vec<Problem>) -> Vec<Input> {
-        let mut files = Vec::new();
-        self.expand_at(&KeyPath::default(), problems, &mut files);
-        files
+    /// file that names them; one newline at a file's end is dropped.
+    pub fn expand(&mut self, problems: &mut Vec<Problem>) -> Expanded {
+        let mut expanded = Expanded::default();
+        self.expand_at(&KeyPath::default(), problems, &mut expanded);
+        expanded
     }
 
-    fn expand_at(&mut self, path: &KeyPath, problems: &mut Vec<Problem>, files: &mut Vec<Input>) {
+    fn expand_at(&mut self, path: &KeyPath, problems: &mut Vec<Problem>, files: &mut Expanded) {
         match &mut self.value {
             Value::Text(text) => match expand_text(&text.value, &self.place, files) {
                 Ok(Some(value)) => *text = Text { value, secret: true },
@@ -181,6 +184,15 @@ impl Node {
     }
 }
 
+/// What was expanded.
+#[derive(Debug, Default)]
+pub struct Expanded {
+    /// The files that were read.
+    pub files: Vec<Input>,
+    /// What was put in: nobody may see it.
+    pub secrets: Vec<String>,
+}
+
 /// Where a part of a value stands in the file: the value may be quoted, indented or folded there.
 fn part(place: &Place, value: &str, span: &Range<usize>) -> Option<Place> {
     let written = place.source.text.get(place.span.clone())?;
@@ -210,10 +222,10 @@ pub fn first_line(place: &Place) -> Place {
     Place { source: place.source.clone(), span: place.span.start..end }
 }
 
-fn expand_text(text: &str, place: &Place, files: &mut Vec<Input>) -> Result<Option<String>, String> {
+fn expand_text(text: &str, place: &Place, expanded: &mut Expanded) -> Result<Option<String>, String> {
     let mut out = String::new();
     let mut rest = text;
-    let mut expanded = false;
+    let mut any = false;
     while let Some(start) = rest.find("${") {
         let (before, from) = rest.split_at(start);
         out.push_str(before);
@@ -227,21 +239,25 @@ fn expand_text(text: &str, place: &Place, files: &mut Vec<Input>) -> Result<Opti
         let body = from.get(kind.len()..).unwrap_or_default();
         let (name, after) = body.split_once('}').ok_or_else(|| format!("`{kind}` has no closing `}}`"))?;
         if kind == "${env:" {
-            out.push_str(&std::env::var(name).map_err(|e| match e {
+            let value = std::env::var(name).map_err(|e| match e {
                 std::env::VarError::NotPresent => format!("the environment variable `{name}` is not set"),
                 std::env::VarError::NotUnicode(_) => format!("the environment variable `{name}` is not UTF-8"),
-            })?);
+            })?;
+            out.push_str(&value);
+            expanded.secrets.push(value);
         } else {
             let file = beside(&place.source.path, Path::new(name));
-            files.push(Input::now(file.clone()));
+            expanded.files.push(Input::now(file.clone()));
             let content = std::fs::read_to_string(&file).map_err(|e| format!("cannot read `{}`: {e}", file.display()))?;
-            out.push_str(content.strip_suffix('\n').unwrap_or(&content));
+            let value = content.strip_suffix('\n').unwrap_or(&content);
+            out.push_str(value);
+            expanded.secrets.push(value.to_owned());
         }
-        expanded = true;
+        any = true;
         rest = after;
     }
     out.push_str(rest);
-    Ok(expanded.then_some(out))
+    Ok(any.then_some(out))
 }
 
 /// `path` as the file `source` means it: relative paths are relative to the file's folder.

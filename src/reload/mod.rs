@@ -40,6 +40,7 @@ pub struct Build {
 pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Failed> {
     let mut loaded = config::load(paths)?;
     let mut gathered = Gathered::default();
+    gathered.resources.secrets = std::mem::take(&mut loaded.secrets);
     let known = gathered.everything(paths, &loaded.config, known);
     if let Some(dir) = &mut loaded.config.state_dir {
         *dir = paths.resolve(dir);

@@ -93,9 +93,19 @@ impl Filter {
         Ok(Self { source: trimmed.into(), test, operands: operands.into(), uses: Uses(uses), notes })
     }
 
-    /// As it was written.
+    /// As it was written, without what was hidden.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Hides what nobody may see wherever the expression is shown.
+    pub fn hide(&mut self, secrets: &[String]) {
+        for secret in secrets.iter().filter(|s| !s.is_empty()) {
+            self.source = self.source.replace(secret.as_str(), "…").into();
+            for operand in &mut self.operands {
+                operand.text = operand.text.replace(secret.as_str(), "…").into();
+            }
+        }
     }
 
     /// What it needs.

@@ -34,6 +34,8 @@ pub struct Resources {
     pub authorities: HashMap<PathBuf, Arc<[Vec<u8>]>>,
     /// Certificates of ours by the paths of certificate and key.
     pub identities: HashMap<(PathBuf, PathBuf), Arc<Identity>>,
+    /// What was expanded into texts: no explanation may show it.
+    pub secrets: Vec<String>,
     /// What lists tell, by their names.
     pub lists: HashMap<String, Arc<Told>>,
 }

@@ -52,7 +52,8 @@ impl Compiler<'_> {
     pub(super) fn filter(&mut self, at: &KeyPath, source: &str, phase: Phase) -> Option<Filter> {
         let scope = Scope { phase, lists: &self.lists, limits: Limits::default() };
         match Filter::new(source, scope) {
-            Ok(filter) => {
+            Ok(mut filter) => {
+                filter.hide(&self.resources.secrets);
                 let notes = filter.notes().iter().map(|note| expression(Problem::warning(at.clone(), &*note.message), source, note));
                 self.problems.extend(notes);
                 Some(filter)

@@ -107,7 +107,7 @@ fn body(view: &View<'_>, bytes: &[u8], give: &mut dyn FnMut(&'static str, Target
     {
         walk(json, &mut |text| give("http.request.body.raw", BODY, Cow::Borrowed(text.as_bytes())));
     } else {
-        give(if mime.ends_with("xml") { DOCUMENT } else { "http.request.body.raw" }, BODY, Cow::Borrowed(bytes));
+        give(if mime.ends_with("xml") || mime.ends_with("plist") { DOCUMENT } else { "http.request.body.raw" }, BODY, Cow::Borrowed(bytes));
     }
 }
 

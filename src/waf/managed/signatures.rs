@@ -80,10 +80,10 @@ pub const SIGNATURES: &[Signature] = &[
         level: Low,
         reason: "A climb is encoded to escape notice (CWE-22, CVE-2021-41773)",
         targets: Targets::PATH.and(Targets::QUERY),
-        words: &["%2e%2e", "..%", "%252e", "%2e.", ".%2e", "%%32", "/..", "%uff0e", "%u002e"],
+        words: &["%2e%2e", "..%", "%252e", "%2e.", ".%2e", "%%32", "%c0%a", "%uff0e", "%u002e"],
         confirm: Some(concat!(
-            r"(?:%(?:25|%32%35)*(?:2e|%32%65)|%u(?:ff0e|002e))\.?(?:%[0-9a-f]{2,}|%u(?:ff0e|002e)|/|\\)",
-            r"|\.\.(?:%(?:25|%32%35)*(?:2f|5c|%32%66)|%u(?:2215|2216|002f)|\xc0\xaf|\xc1\x9c)",
+            r"(?:\.|%(?:25|%32%35)*(?:2e|%32%65|c0%ae)|%u(?:ff0e|002e)){2}",
+            r"(?:/|\\|%(?:25|%32%35)*(?:2f|5c|%32%66|c0%af|c1%9c)|%u(?:2215|2216|002f))|[/\\.]%c0%af",
         )),
     },
     Signature {
