@@ -131,13 +131,25 @@ fn rules(criterion: &mut Criterion) {
 
 fn managed(criterion: &mut Criterion) {
     let form = "title=Winter+boots&text=They%27re+warm+%26+dry%2C+and+I%27d+buy+them+again.+5%2F5&rating=5&from=a%40example.com";
-    let json = r#"{"cart":[{"sku":"B-42","qty":1},{"sku":"S-7","qty":2}],"note":"Please don't ring; the baby's asleep.","coupon":""}"#;
+    let json =
+        r#"{"cart":[{"sku":"B-42","qty":1},{"sku":"S-7","qty":2}],"note":"Please don't ring; the baby's asleep.","coupon":""}"#;
     let page = "x".repeat(32_000);
     let requests = [
         ("GET", question("GET", "http://shop.example.com/products/42/boots?colour=brown&size=43&sort=price", &BROWSER, None)),
-        ("form", question("POST", "http://a/", &[&BROWSER[..], &[("content-type", "application/x-www-form-urlencoded")]].concat(), Some(form))),
+        (
+            "form",
+            question(
+                "POST",
+                "http://a/",
+                &[&BROWSER[..], &[("content-type", "application/x-www-form-urlencoded")]].concat(),
+                Some(form),
+            ),
+        ),
         ("JSON", question("POST", "http://a/", &[&BROWSER[..], &[("content-type", "application/json")]].concat(), Some(json))),
-        ("32 KB of text", question("POST", "http://a/", &[&BROWSER[..], &[("content-type", "text/plain")]].concat(), Some(&page))),
+        (
+            "32 KB of text",
+            question("POST", "http://a/", &[&BROWSER[..], &[("content-type", "text/plain")]].concat(), Some(&page)),
+        ),
     ];
     for level in [Sensitivity::Low, Sensitivity::Medium, Sensitivity::High] {
         let managed = Managed::new(level, &[], false).unwrap();

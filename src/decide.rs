@@ -7,11 +7,11 @@ use smallvec::SmallVec;
 
 use crate::client::address::ClientAddress;
 use crate::client::place::Place;
+use crate::client::standing::Deed;
 use crate::regions::balance::{Balance, Field};
 use crate::regions::latency::Areas;
 use crate::regions::spill;
 use crate::regions::steering::{Asked, Candidate, Order, Why};
-use crate::client::standing::Deed;
 use crate::regions::{Region, RegionId};
 use crate::request::{Facts, Moment, hash, hash_ip, unit};
 use crate::respond::Refusal;
@@ -112,7 +112,8 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     // Which service.
     let seen = OnceCell::new();
     let view = || seen.get_or_init(|| View::new(facts, &target, asker));
-    let suits = |route: &Matched| snapshot.route(route.route).is_some_and(|r| r.filter.as_ref().is_none_or(|f| f.matches(view())));
+    let suits =
+        |route: &Matched| snapshot.route(route.route).is_some_and(|r| r.filter.as_ref().is_none_or(|f| f.matches(view())));
     let matched = snapshot.router.find(facts.host, &target.path, suits);
     let route = matched.and_then(|m| snapshot.route(m.route));
     let Some(route) = route else { return decision };
@@ -165,7 +166,8 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         return Decision { next: Next::Refuse(refusal), ..decision };
     }
     // With a body it is the client's upload that is measured.
-    decision.learns = route.steering.areas(client.ip, place.country).filter(|_| patience == Patience::FirstByte && !facts.has_body);
+    decision.learns =
+        route.steering.areas(client.ip, place.country).filter(|_| patience == Patience::FirstByte && !facts.has_body);
     let pin = pinned(regions, &mut order, facts, now);
     let moved = spread(regions, &mut order, pin, facts, &client, now);
     let pin = pin.filter(|_| moved.is_none()).map(|(_, endpoint)| endpoint);

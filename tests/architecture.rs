@@ -6,8 +6,21 @@ use std::path::{Path, PathBuf};
 
 /// In the order of the journey: a stage may use those before it, never one after it.
 const STAGES: [&str; 15] = [
-    "config", "signing", "request", "lists", "client", "rules", "transforms", "waf", "regions", "routes", "memory", "upstream",
-    "respond", "snapshot", "decide",
+    "config",
+    "signing",
+    "request",
+    "lists",
+    "client",
+    "rules",
+    "transforms",
+    "waf",
+    "regions",
+    "routes",
+    "memory",
+    "upstream",
+    "respond",
+    "snapshot",
+    "decide",
 ];
 
 fn sources() -> Vec<(String, String)> {

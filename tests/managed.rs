@@ -1,7 +1,12 @@
 //! The managed ruleset against the corpora in tests/managed: attacks that it has to catch, and requests of honest
 //! people that it must not. `cargo test --test managed -- --nocapture` prints the report.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test ends where it cannot go on, and this one reports")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test ends where it cannot go on, and this one reports"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -45,8 +50,7 @@ fn find(managed: &Managed, request: &serde_json::Map<String, serde_json::Value>)
     let (databases, lists, standing) = (Databases::default(), Lists::default(), Standing::default());
     let place = databases.lookup(question.ip);
     let (ip, now) = (question.ip, Moment::default());
-    let asker =
-        Asker { ip, trusted_peer: false, place: &place, databases: &databases, lists: &lists, standing: &standing, now };
+    let asker = Asker { ip, trusted_peer: false, place: &place, databases: &databases, lists: &lists, standing: &standing, now };
     let target = Target::new(&facts);
     managed.find(&View::new(&facts, &target, asker), 0).map(|f| f.rule.to_string())
 }

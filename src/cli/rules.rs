@@ -124,7 +124,8 @@ fn text(question: &Question, decision: &Decision, outcome: &str) -> String {
         text.push_str(&format!("\n{:16}   seen as {path}", ""));
     }
     for found in &decision.matches {
-        let saw: Vec<_> = found.seen.iter().map(|s| format!("{} is {}", s.operand, s.value.as_deref().unwrap_or("there"))).collect();
+        let saw: Vec<_> =
+            found.seen.iter().map(|s| format!("{} is {}", s.operand, s.value.as_deref().unwrap_or("there"))).collect();
         text.push_str(&format!("\n{:16}   {} ({}): {}", "", found.rule, found.action, saw.join(", ")));
     }
     text
@@ -148,7 +149,8 @@ fn line(question: &Question, decision: &Decision, outcome: &str) -> Json {
 
 /// The requests of a file: HAR if it is one JSON object with `log`, else one request a line.
 fn read(file: &Path, ip: IpAddr) -> anyhow::Result<Vec<Question>> {
-    let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!(UserError(format!("cannot read `{}`: {e}", file.display()))))?;
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| anyhow::anyhow!(UserError(format!("cannot read `{}`: {e}", file.display()))))?;
     let wrong = |line: usize, error: &dyn std::fmt::Display| UserError(format!("{}:{line}: {error}", file.display()));
     if let Ok(har) = serde_json::from_str::<Json>(&text)
         && let Some(entries) = har.pointer("/log/entries").and_then(Json::as_array)

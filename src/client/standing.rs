@@ -111,8 +111,20 @@ pub fn prefix(ip: IpAddr) -> IpAddr {
 
 /// Words in the user agents of programs that say what they are.
 const AUTOMATED: [&[u8]; 14] = [
-    b"bot", b"crawl", b"spider", b"curl/", b"wget/", b"python", b"go-http", b"java/", b"okhttp", b"libwww", b"axios", b"headless",
-    b"scrapy", b"node-fetch",
+    b"bot",
+    b"crawl",
+    b"spider",
+    b"curl/",
+    b"wget/",
+    b"python",
+    b"go-http",
+    b"java/",
+    b"okhttp",
+    b"libwww",
+    b"axios",
+    b"headless",
+    b"scrapy",
+    b"node-fetch",
 ];
 
 /// Does this user agent say that it is a program?

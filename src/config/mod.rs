@@ -5,8 +5,8 @@
 
 pub mod check;
 mod client;
-mod lists;
 mod listeners;
+mod lists;
 pub mod load;
 pub mod problem;
 mod regions;

@@ -97,7 +97,15 @@ pub struct Problem {
 impl Problem {
     /// An error at `path`, to be placed later (see [`super::tree::Node::locate`]).
     pub fn error(path: KeyPath, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, message: message.into(), path, place: None, label: String::new(), hint: None, within: None }
+        Self {
+            severity: Severity::Error,
+            message: message.into(),
+            path,
+            place: None,
+            label: String::new(),
+            hint: None,
+            within: None,
+        }
     }
 
     /// A warning at `path`.

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 pub use question::{Asked, Question};
 use regions::{moved, regions};
-use rules::{firewall, transformed};
 pub use rules::{Firewall, OperandSeen, RuleSeen, Transformed};
+use rules::{firewall, transformed};
 
 use crate::client::address::{ClientAddress, Source};
 use crate::decide::{Next, decide};
@@ -212,7 +212,12 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         database: database.map(|d| format!("{} ({})", d.kind, d.path.display())),
         database_built: database.map(|d| humantime::format_rfc3339_seconds(d.built).to_string()),
     };
-    let request = RequestSeen { method: parsed.method.to_string(), host: facts.host.to_owned(), path: facts.path.to_owned(), seen_as: decision.path.as_deref().map(str::to_owned) };
+    let request = RequestSeen {
+        method: parsed.method.to_string(),
+        host: facts.host.to_owned(),
+        path: facts.path.to_owned(),
+        seen_as: decision.path.as_deref().map(str::to_owned),
+    };
     let seen_path = decision.path.as_deref().unwrap_or(facts.path);
     let route = decision.route.and_then(|matched| route(snapshot, &facts, seen_path, matched));
     let firewall = firewall(snapshot, &facts, &decision, now);
@@ -380,4 +385,3 @@ fn seconds(duration: std::time::Duration) -> String {
     let ms = duration.as_millis();
     if ms.is_multiple_of(1_000) { format!("{}s", ms / 1_000) } else { format!("{ms}ms") }
 }
-

@@ -56,8 +56,7 @@ impl Asked {
         let mut headers = HeaderMap::new();
         for (name, value) in &question.headers {
             let name: HeaderName = name.parse().map_err(|_| format!("`{name}` is no header name"))?;
-            let value =
-                HeaderValue::from_bytes(value.as_bytes()).map_err(|_| format!("the value of `{name}` cannot be sent"))?;
+            let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| format!("the value of `{name}` cannot be sent"))?;
             headers.append(name, value);
         }
         let host = match (uri.authority(), headers.get(http::header::HOST)) {

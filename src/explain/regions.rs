@@ -118,4 +118,3 @@ pub(super) fn moved(snapshot: &Snapshot, region: RegionId, why: Moved) -> MovedF
     let region = snapshot.region(region).map(|r| r.name.to_string()).unwrap_or_default();
     MovedFrom { region, because: because.to_owned() }
 }
-

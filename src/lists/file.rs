@@ -47,7 +47,7 @@ pub fn addresses(text: &str) -> Result<Lines<Entry>, String> {
         && let Some(prefixes) = json.get("prefixes").and_then(Json::as_array)
     {
         let network = |p: &Json| ["ipv4Prefix", "ipv6Prefix"].iter().find_map(|key| p.get(key)?.as_str().map(str::to_owned));
-        return collect(prefixes.iter().map(|p| network(p).map_or_else(|| p.to_string(), |n| n)), |text| Some(plain(range(text)?)));
+        return collect(prefixes.iter().map(|p| network(p).unwrap_or_else(|| p.to_string())), |text| Some(plain(range(text)?)));
     }
     lines(text, address)
 }
@@ -83,7 +83,8 @@ fn collect<T>(lines: impl Iterator<Item = String>, parse: impl Fn(&str) -> Optio
 
 /// Spamhaus ends its JSON lines with one about the file.
 fn is_metadata(line: &str) -> bool {
-    line.starts_with('{') && serde_json::from_str::<Json>(line).is_ok_and(|json| json.get("type").is_some_and(|t| t == "metadata"))
+    line.starts_with('{')
+        && serde_json::from_str::<Json>(line).is_ok_and(|json| json.get("type").is_some_and(|t| t == "metadata"))
 }
 
 fn plain(range: IpRange) -> Entry {
@@ -152,7 +153,8 @@ mod tests {
         assert_eq!(one("; Spamhaus DROP List\n192.0.2.0/24 ; SBL1\n").range, net("192.0.2.0/24"));
         let drop = "{\"cidr\":\"192.0.2.0/24\",\"sblid\":\"SBL1\",\"rir\":\"apnic\"}\n{\"type\":\"metadata\",\"records\":1}\n";
         assert_eq!(one(drop).range, net("192.0.2.0/24"));
-        let google = r#"{"creationTime": "2026-01-01", "prefixes": [{"ipv6Prefix": "2001:db8::/64"}, {"ipv4Prefix": "192.0.2.0/27"}]}"#;
+        let google =
+            r#"{"creationTime": "2026-01-01", "prefixes": [{"ipv6Prefix": "2001:db8::/64"}, {"ipv4Prefix": "192.0.2.0/27"}]}"#;
         assert_eq!(addresses(google).unwrap().entries.len(), 2);
         assert_eq!(one("192.0.2.7,60,scanner,2027-01-31").expires, Some(Duration::from_secs(1_801_353_600)));
         assert_eq!(one("192.0.2.7, 60").score, Some(60));

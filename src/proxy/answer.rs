@@ -56,13 +56,15 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
     let text = || Content { kind: TEXT, body: Bytes::from_static(refusal.body().as_bytes()), more: Vec::new() };
     let earned = || ctx.decision.as_ref().and_then(|d| d.header.clone());
     match refusal {
-        Refusal::Blocked { rule: Some(rule), .. } => match ctx.live.snapshot.waf.rules.get(usize::from(rule)).map(|r| &r.action) {
-            Some(Action::Block(Answer { content_type, body, .. })) if !body.is_empty() => {
-                let kind = HeaderValue::from_str(content_type).unwrap_or(TEXT);
-                Content { kind, body: body.clone(), more: Vec::new() }
+        Refusal::Blocked { rule: Some(rule), .. } => {
+            match ctx.live.snapshot.waf.rules.get(usize::from(rule)).map(|r| &r.action) {
+                Some(Action::Block(Answer { content_type, body, .. })) if !body.is_empty() => {
+                    let kind = HeaderValue::from_str(content_type).unwrap_or(TEXT);
+                    Content { kind, body: body.clone(), more: Vec::new() }
+                }
+                _ => text(),
             }
-            _ => text(),
-        },
+        }
         Refusal::Challenged { bits, waits } => challenge(session, ctx, refusal, bits, waits),
         Refusal::ChallengePassed { waited } => {
             let mut more: Vec<_> = earned().map(|cookie| (header::SET_COOKIE, cookie)).into_iter().collect();
@@ -75,9 +77,7 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
             let body = json!({ "error": "challenge_failed", "reason": wrong.label(), "request_id": ctx.request_id.to_str().unwrap_or("-") });
             Content { kind: JSON, body: format!("{body}\n").into(), more: Vec::new() }
         }
-        Refusal::Redirected { .. } => {
-            Content { more: earned().map(|to| (header::LOCATION, to)).into_iter().collect(), ..text() }
-        }
+        Refusal::Redirected { .. } => Content { more: earned().map(|to| (header::LOCATION, to)).into_iter().collect(), ..text() },
         Refusal::NoRoute
         | Refusal::BadRequest
         | Refusal::RequestTimeout
@@ -110,8 +110,15 @@ fn challenge(session: &Session, ctx: &Context, refusal: Refusal, bits: u8, waits
     let languages: Vec<&str> = request.headers.get_all(header::ACCEPT_LANGUAGE).iter().filter_map(|v| v.to_str().ok()).collect();
     let target = request.uri.path_and_query().map_or("/", |t| t.as_str());
     let nonce = format!("{:032x}", fastrand::u128(..));
-    let page =
-        Page { languages: &languages, host: host(session), request_id, token, bits, back: waits.then_some(target), nonce: &nonce };
+    let page = Page {
+        languages: &languages,
+        host: host(session),
+        request_id,
+        token,
+        bits,
+        back: waits.then_some(target),
+        nonce: &nonce,
+    };
     if let Ok(policy) = HeaderValue::from_str(&policy(&nonce)) {
         more.push((header::CONTENT_SECURITY_POLICY, policy));
     }

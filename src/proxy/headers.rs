@@ -102,7 +102,8 @@ fn transformed(request: &mut RequestHeader, changes: &Changes) -> Result<()> {
 pub fn to_client(session: &Session, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
     let snapshot = &ctx.live.snapshot;
     let Some(decision) = ctx.decision.as_ref().filter(|_| snapshot.transforms.edits_responses()) else { return Ok(()) };
-    let given = Given { has_body: false, body: Seen::Unread, request_id: ctx.request_id.to_str().unwrap_or("-"), chance: ctx.chance };
+    let given =
+        Given { has_body: false, body: Seen::Unread, request_id: ctx.request_id.to_str().unwrap_or("-"), chance: ctx.chance };
     let facts = facts(session, given);
     let region = ctx.region().and_then(|r| r.to_str().ok()).unwrap_or_default();
     let changes = response_changes(snapshot, &facts, decision, response.status.as_u16(), &response.headers, region, ctx.started);

@@ -81,12 +81,20 @@ impl Gathered {
             let config::List { ip, country, asn, host, reputation: _, verified_bot: _ } = list;
             let told = if let Some(source) = ip {
                 let network = |n: &Network| (IpRange::from(n.0), None);
-                self.list(at, &key.join("ip"), source, known, &mut read, |all| Told::Ip(all.iter().map(network).collect()), |text| {
-                    let lines = file::addresses(text)?;
-                    let now = SystemTime::now();
-                    let current = lines.entries.iter().filter(|entry| file::in_force(entry, now));
-                    Ok((Told::Ip(current.map(|e| (e.range, e.score)).collect()), lines.skipped))
-                })
+                self.list(
+                    at,
+                    &key.join("ip"),
+                    source,
+                    known,
+                    &mut read,
+                    |all| Told::Ip(all.iter().map(network).collect()),
+                    |text| {
+                        let lines = file::addresses(text)?;
+                        let now = SystemTime::now();
+                        let current = lines.entries.iter().filter(|entry| file::in_force(entry, now));
+                        Ok((Told::Ip(current.map(|e| (e.range, e.score)).collect()), lines.skipped))
+                    },
+                )
             } else if let Some(source) = country {
                 let codes = |all: &[Country]| Told::Country(all.iter().map(ToString::to_string).collect());
                 self.list(at, &key.join("country"), source, known, &mut read, codes, |text| {
@@ -103,10 +111,18 @@ impl Gathered {
                     Ok((numbers(&lines.entries), lines.skipped))
                 })
             } else if let Some(source) = host {
-                self.list(at, &key.join("host"), source, known, &mut read, |all| Told::Host(all.to_vec()), |text| {
-                    let lines = file::lines(text, |line| line.parse().ok())?;
-                    Ok((Told::Host(lines.entries), lines.skipped))
-                })
+                self.list(
+                    at,
+                    &key.join("host"),
+                    source,
+                    known,
+                    &mut read,
+                    |all| Told::Host(all.to_vec()),
+                    |text| {
+                        let lines = file::lines(text, |line| line.parse().ok())?;
+                        Ok((Told::Host(lines.entries), lines.skipped))
+                    },
+                )
             } else {
                 None
             };
@@ -164,7 +180,8 @@ impl Gathered {
         match before.filter(|known| known.key == *key) {
             Some(known) => {
                 let n = known.told.len();
-                let message = format!("the list in `{}` cannot be used: {wrong}; its last {n} entries stay in force", path.display());
+                let message =
+                    format!("the list in `{}` cannot be used: {wrong}; its last {n} entries stay in force", path.display());
                 tracing::error!(path = %path.display(), error = %wrong, entries = n, "a list cannot be used; what it held before stays in force");
                 self.problems.push(Problem::warning(label, message));
                 // As if it had not been seen: the next change is read whatever it is.
@@ -286,7 +303,6 @@ fn identity(chain: Vec<Vec<u8>>, key: Vec<u8>) -> Result<Identity, String> {
     crate::proxy::check_identity(&chain, &key)?;
     Ok(Identity { chain, key })
 }
-
 
 /// The text of a list's file.
 fn read_list(path: &Path) -> Result<String, String> {

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use parking_lot::Mutex as SyncMutex;
 use crate::config::load::Failed;
 use crate::config::{self, Config, Input, Paths, Problem};
 use crate::key_path;
@@ -18,6 +17,7 @@ use crate::snapshot::{Snapshot, compile};
 use crate::state::{Live, ReloadStatus, State};
 use gather::Gathered;
 pub use gather::Known;
+use parking_lot::Mutex as SyncMutex;
 
 /// A configuration that could be put in force.
 #[derive(Debug)]

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use memchr::memmem;
 
+use super::value::Pair;
+
 /// Parts beyond this are not looked at.
 const MAX_PARTS: usize = 1024;
 
@@ -68,7 +70,7 @@ pub fn sniff(body: &[u8]) -> Option<&'static str> {
 }
 
 /// `name=value&…`, nothing decoded. A name without `=` has an empty value.
-pub fn form(text: &[u8]) -> Vec<(Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+pub fn form(text: &[u8]) -> Vec<Pair<'_>> {
     let pairs = text.split(|b| *b == b'&').filter(|pair| !pair.is_empty());
     let split = |pair| match memchr::memchr(b'=', pair) {
         Some(at) => (pair.get(..at).unwrap_or_default(), pair.get(at + 1..).unwrap_or_default()),
@@ -102,7 +104,11 @@ fn part(text: &[u8]) -> Option<Part<'_>> {
     // Behind the delimiter's line end come headers, an empty line, and the content with a line end.
     let start = memchr::memchr(b'\n', text)? + 1;
     let text = text.get(start..)?;
-    let (head, value) = match (text.strip_prefix(b"\r\n").or(text.strip_prefix(b"\n")), memmem::find(text, b"\n\r\n"), memmem::find(text, b"\n\n")) {
+    let (head, value) = match (
+        text.strip_prefix(b"\r\n").or(text.strip_prefix(b"\n")),
+        memmem::find(text, b"\n\r\n"),
+        memmem::find(text, b"\n\n"),
+    ) {
         (Some(value), ..) => (&[][..], value),
         (None, Some(at), other) if other.is_none_or(|o| at < o) => (text.get(..at)?, text.get(at + 3..)?),
         (None, _, Some(at)) => (text.get(..at)?, text.get(at + 2..)?),
@@ -132,7 +138,7 @@ fn parameter<'b>(header: &'b [u8], name: &[u8]) -> Option<Cow<'b, [u8]>> {
     let mut rest = header;
     loop {
         rest = rest.get(memchr::memchr(b';', rest)? + 1..)?.trim_ascii_start();
-        let Some(equals) = memchr::memchr(b'=', rest) else { return None };
+        let equals = memchr::memchr(b'=', rest)?;
         let found = rest.get(..equals)?.trim_ascii().eq_ignore_ascii_case(name);
         rest = rest.get(equals + 1..)?.trim_ascii_start();
         let mut value = Vec::new();

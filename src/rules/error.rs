@@ -36,7 +36,8 @@ impl ExprError {
         let column = source.get(line_start..start).unwrap_or_default().chars().count();
         let marked = source.get(start..end.min(line_start + line.len()).max(start)).unwrap_or_default().chars().count().max(1);
         let number = before.matches('\n').count() + 1;
-        let mut text = format!("{number}:{}: {}\n  {line}\n  {}{}", column + 1, self.message, " ".repeat(column), "^".repeat(marked));
+        let mut text =
+            format!("{number}:{}: {}\n  {line}\n  {}{}", column + 1, self.message, " ".repeat(column), "^".repeat(marked));
         if let Some(hint) = &self.hint {
             text.push_str("\n  help: ");
             text.push_str(hint);

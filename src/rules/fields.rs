@@ -180,4 +180,3 @@ impl Field {
         FIELDS.iter().find(|(_, field, ..)| *field == self).map_or("", |(name, ..)| name)
     }
 }
-

@@ -88,10 +88,11 @@ pub fn url_decode(text: &[u8], wide: bool) -> Cow<'_, [u8]> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, tail @ ..] = rest {
+        let rest_with_sign = rest;
         rest = tail;
         match first {
             b'+' => decoded.push(b' '),
-            b'%' => match (hex(&[&[b'%'], tail.get(..2).unwrap_or_default()].concat()), wide.then(|| unicode(tail)).flatten()) {
+            b'%' => match (hex(rest_with_sign), wide.then(|| unicode(tail)).flatten()) {
                 (Some(byte), _) => {
                     decoded.push(byte);
                     rest = tail.get(2..).unwrap_or_default();

@@ -141,7 +141,8 @@ impl Wildcard {
         let Some((first, rest)) = self.parts.split_first() else { return false };
         let Some((last, middle)) = rest.split_last() else { return self.same(text, first) };
         let fits = text.len() >= first.len() + last.len();
-        let (Some(head), Some(tail)) = (text.get(..first.len()), text.len().checked_sub(last.len()).and_then(|at| text.get(at..)))
+        let (Some(head), Some(tail)) =
+            (text.get(..first.len()), text.len().checked_sub(last.len()).and_then(|at| text.get(at..)))
         else {
             return false;
         };

@@ -61,7 +61,9 @@ impl fmt::Display for Type {
 }
 
 /// Names and values, borrowed where they stand in the request as they are meant.
-pub type Pairs<'v> = [(Cow<'v, [u8]>, Cow<'v, [u8]>)];
+pub type Pairs<'v> = [Pair<'v>];
+/// One of them.
+pub type Pair<'v> = (Cow<'v, [u8]>, Cow<'v, [u8]>);
 
 /// A value.
 #[derive(Debug, Clone)]

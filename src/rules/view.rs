@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use super::body::{self, Part};
 use super::fields::Field;
 use super::normalise::{self, url_decode};
-use super::value::{Array, Map, Value, text};
+use super::value::{Array, Map, Pair, Pairs, Value, text};
 use crate::client::place::{Databases, Place};
 use crate::client::standing::{Standing, is_static, looks_automated};
 use crate::lists::Lists;
@@ -101,7 +101,7 @@ pub struct Response<'a> {
 }
 
 /// Names and values that borrow from the request.
-type OwnPairs<'a> = Vec<(Cow<'a, [u8]>, Cow<'a, [u8]>)>;
+type OwnPairs<'a> = Vec<Pair<'a>>;
 
 /// Fields that rules like to have in lower case.
 const LOWERED: [Field; 4] = [Field::Path, Field::UserAgent, Field::Host, Field::Query];
@@ -244,9 +244,9 @@ impl<'a> View<'a> {
             Field::Cookies => Value::Map(Map::Pairs(self.cookies())),
             Field::Uri => text(self.uri.get_or_init(|| uri(b"", &target.path, Some(&*target.query).filter(|q| !q.is_empty())))),
             Field::RawUri => text(self.raw_uri.get_or_init(|| uri(b"", target.raw_path, target.raw_query))),
-            Field::FullUri => text(self.full_uri.get_or_init(|| {
-                uri(&self.origin(), &target.path, Some(&*target.query).filter(|q| !q.is_empty()))
-            })),
+            Field::FullUri => text(
+                self.full_uri.get_or_init(|| uri(&self.origin(), &target.path, Some(&*target.query).filter(|q| !q.is_empty()))),
+            ),
             Field::RawFullUri => text(self.raw_full_uri.get_or_init(|| uri(&self.origin(), target.raw_path, target.raw_query))),
             Field::Headers => Value::Map(Map::Headers(headers)),
             Field::HeaderNames => Value::Array(Array::HeaderNames(headers)),
@@ -300,9 +300,7 @@ impl<'a> View<'a> {
             Field::BotScore => Value::Int(self.bot_score()),
             Field::VerifiedBot | Field::ClientBot => Value::Bool(self.asker.lists.verified_bot(self.asker.ip).is_some()),
             Field::BotCategory => text(self.asker.lists.verified_bot(self.asker.ip).unwrap_or_default().as_bytes()),
-            Field::StaticResource => {
-                Value::Bool(is_static(self.extension.get_or_init(|| extension(&target.path))))
-            }
+            Field::StaticResource => Value::Bool(is_static(self.extension.get_or_init(|| extension(&target.path)))),
             Field::RayId => text(self.request_id().as_bytes()),
             Field::RandomSeed => text(self.seed.get_or_init(|| seed(facts.chance))),
             Field::PortolanRoute => text(self.route?.as_bytes()),
@@ -395,7 +393,7 @@ impl<'a> View<'a> {
     }
 
     /// The body as a form, if it is one.
-    pub(crate) fn form(&self) -> &[(Cow<'a, [u8]>, Cow<'a, [u8]>)] {
+    pub(crate) fn form(&self) -> &Pairs<'a> {
         let body = self.body().map(|b| b.bytes).filter(|_| self.mime() == "application/x-www-form-urlencoded");
         self.form.get_or_init(|| body::form(body.unwrap_or_default()))
     }

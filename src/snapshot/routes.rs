@@ -8,8 +8,8 @@ use crate::key_path;
 use crate::regions::RegionId;
 use crate::regions::steering::{Geo, Policy, Steering, Writes};
 use crate::routes::budget::Allowance;
-use crate::rules::Phase;
 use crate::routes::{Retry, Route, RouteId, Router, Timeouts};
+use crate::rules::Phase;
 
 impl Compiler<'_> {
     pub(super) fn routes(&mut self, routes: &[config::Route]) -> (Box<[Route]>, Router) {

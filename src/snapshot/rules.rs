@@ -54,7 +54,8 @@ impl Compiler<'_> {
         match Filter::new(source, scope) {
             Ok(mut filter) => {
                 filter.hide(&self.resources.secrets);
-                let notes = filter.notes().iter().map(|note| expression(Problem::warning(at.clone(), &*note.message), source, note));
+                let notes =
+                    filter.notes().iter().map(|note| expression(Problem::warning(at.clone(), &*note.message), source, note));
                 self.problems.extend(notes);
                 Some(filter)
             }

@@ -76,8 +76,7 @@ pub const LOG: &str = "log";
 pub const CLEARED: &str = "cleared";
 
 /// Every label of what a rule did.
-pub const ACTIONS: [&str; 8] =
-    ["block", "challenge", "js_challenge", "managed_challenge", LOG, "skip", "redirect", CLEARED];
+pub const ACTIONS: [&str; 8] = ["block", "challenge", "js_challenge", "managed_challenge", LOG, "skip", "redirect", CLEARED];
 
 /// What a blocked client gets.
 #[derive(Debug, Clone, PartialEq, Eq)]

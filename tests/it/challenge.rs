@@ -14,7 +14,8 @@ const RULES: &str = "waf:
 const BROWSER: [(&str, &str); 2] = [("Accept", "text/html,application/xhtml+xml"), ("User-Agent", "Mozilla/5.0 (X11)")];
 
 async fn edge(origin: &Origin) -> Portolan {
-    Portolan::start(&format!("regions: {{ a: {{ upstreams: [\"{}\"] }} }}\nroutes: [{{ name: all }}]\n{RULES}", origin.url())).await
+    Portolan::start(&format!("regions: {{ a: {{ upstreams: [\"{}\"] }} }}\nroutes: [{{ name: all }}]\n{RULES}", origin.url()))
+        .await
 }
 
 /// The token of a challenge page.
@@ -40,7 +41,10 @@ async fn only_an_answer_of_ones_own_counts_and_once() {
     let origin = Origin::always(ok("through")).await;
     let edge = edge(&origin).await;
     let page = edge.get("/guarded", &BROWSER).await;
-    assert_eq!((page.status, page.header("cache-control"), page.header("cf-mitigated")), (403, Some("no-store"), Some("challenge")));
+    assert_eq!(
+        (page.status, page.header("cache-control"), page.header("cf-mitigated")),
+        (403, Some("no-store"), Some("challenge"))
+    );
     assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
     let token = token(&page.text());
     let solution = solve(&token, 10);
@@ -62,7 +66,9 @@ async fn only_an_answer_of_ones_own_counts_and_once() {
     let passed = answer(&edge, &token, &solution, &BROWSER).await;
     assert_eq!(passed.status, 204, "{}", passed.text());
     let cookie = passed.header("set-cookie").unwrap();
-    assert!(cookie.starts_with("portolan_clearance=") && cookie.contains("HttpOnly; SameSite=Lax") && cookie.contains("Max-Age=600"));
+    assert!(
+        cookie.starts_with("portolan_clearance=") && cookie.contains("HttpOnly; SameSite=Lax") && cookie.contains("Max-Age=600")
+    );
     let cookie = cookie.split(';').next().unwrap();
     assert!(answer(&edge, &token, &solution, &BROWSER).await.text().contains("\"reason\":\"spent\""), "not twice");
 
@@ -166,5 +172,9 @@ async fn a_browser_passes_and_gets_through() {
     let got = origin.received().remove(0);
     assert!(got.head.starts_with("GET /script HTTP/1.1"), "{}", got.head);
     assert!(got.one("cookie").unwrap().contains("portolan_clearance="));
-    assert_eq!(edge.metric("portolan_waf_matches_total{action=\"js_challenge\",rule=\"script\"}").await, 1.0, "one page was enough");
+    assert_eq!(
+        edge.metric("portolan_waf_matches_total{action=\"js_challenge\",rule=\"script\"}").await,
+        1.0,
+        "one page was enough"
+    );
 }

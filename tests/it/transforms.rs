@@ -42,7 +42,10 @@ waf: {{ rules: [{{ id: sees-the-new-path, expression: 'http.request.uri.path eq 
     assert_eq!((got.header("server"), got.header("x-old")), (None, None));
     let received = origin.received().pop().unwrap();
     assert!(received.head.starts_with("GET /api/orders?id=7 HTTP/1.1"), "{}", received.head);
-    assert_eq!((received.one("x-country"), received.one("x-route"), received.one("x-fixed")), (Some("GB"), Some("api"), Some("yes")));
+    assert_eq!(
+        (received.one("x-country"), received.one("x-route"), received.one("x-fixed")),
+        (Some("GB"), Some("api"), Some("yes"))
+    );
     assert_eq!((received.one("x-debug"), received.one("x-none")), (None, None));
     assert_eq!(edge.get("/v1/secret", &[gb]).await.status, 403, "rules see what transforms made");
 

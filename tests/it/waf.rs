@@ -110,23 +110,33 @@ waf:
     assert_eq!(edge.get("/?token=hush", &[]).await.status, 200);
     assert_eq!(edge.get("/would", &[]).await.status, 200);
     let own = edge.get("/teapot", &[]).await;
-    assert_eq!((own.status, own.header("content-type"), own.text().as_str()), (418, Some("application/json"), "{\"short\": \"stout\"}"));
+    assert_eq!(
+        (own.status, own.header("content-type"), own.text().as_str()),
+        (418, Some("application/json"), "{\"short\": \"stout\"}")
+    );
     let head = edge.request("HEAD", "/teapot", &[], b"").await;
     assert_eq!((head.status, head.header("content-length"), head.body.len()), (418, Some("18"), 0));
     let moved = edge.get("/old/a%20b?c=%22", &[]).await;
     assert_eq!((moved.status, moved.header("location")), (308, Some("/new/a%20b?c=%22")));
     assert_eq!(edge.request("POST", "/x", &[], b"").await.status, 403);
     assert_eq!(edge.request("POST", "/x", &[("X-Key", "sesame")], b"").await.status, 200);
-    for (rule, action, times) in
-        [("seen", "log", 1.0), ("would", "log", 1.0), ("trusted", "skip", 1.0), ("moved", "redirect", 1.0), ("own-answer", "block", 2.0)]
-    {
+    for (rule, action, times) in [
+        ("seen", "log", 1.0),
+        ("would", "log", 1.0),
+        ("trusted", "skip", 1.0),
+        ("moved", "redirect", 1.0),
+        ("own-answer", "block", 2.0),
+    ] {
         let line = format!("portolan_waf_matches_total{{action=\"{action}\",rule=\"{rule}\"}}");
         assert_eq!(edge.metric(&line).await, times, "{rule}");
     }
     edge.state.access_log.close();
     let log = std::fs::read_to_string(edge.path("access.log")).unwrap();
     let seen: serde_json::Value = serde_json::from_str(log.lines().find(|l| l.contains("\"seen\"")).unwrap()).unwrap();
-    assert_eq!(seen["waf"][0], serde_json::json!({ "rule": "seen", "action": "log", "saw": { "http.request.uri.query": "(10 bytes)" } }));
+    assert_eq!(
+        seen["waf"][0],
+        serde_json::json!({ "rule": "seen", "action": "log", "saw": { "http.request.uri.query": "(10 bytes)" } })
+    );
     assert!(!log.contains("hush") && !log.contains("sesame"), "what may be secret is not logged");
     let would: serde_json::Value = serde_json::from_str(log.lines().find(|l| l.contains("\"would\"")).unwrap()).unwrap();
     assert_eq!(would["waf"][0]["saw"]["http.request.uri.path"], "/would");
@@ -160,12 +170,9 @@ async fn bodies_are_seen_and_what_is_blocked_stays_here() {
     let multipart = ("Content-Type", "multipart/form-data; boundary=b");
     let json = ("Content-Type", "application/json");
     let upload = b"--b\r\nContent-Disposition: form-data; name=\"f\"; filename=\"x.php\"\r\n\r\n<?\r\n--b--\r\n";
-    for (kind, body) in [
-        (form, &b"an evil thing"[..]),
-        (form, b"a=b&role=admin"),
-        (json, br#"{"user": {"role": "admin"}}"#),
-        (multipart, upload),
-    ] {
+    for (kind, body) in
+        [(form, &b"an evil thing"[..]), (form, b"a=b&role=admin"), (json, br#"{"user": {"role": "admin"}}"#), (multipart, upload)]
+    {
         let refused = edge.request("POST", "/", &[kind], body).await;
         assert_eq!(refused.status, 403, "{}", String::from_utf8_lossy(body));
     }
@@ -196,9 +203,12 @@ async fn long_bodies_are_looked_at_on_their_way() {
     // Whatever was blocked, its body never arrived.
     assert!(origin.received().iter().all(|r| !r.body.starts_with(b"evil")));
     // Of unknown length, short and long.
-    for (body, status) in [(long("evil", 10), 403), (long("evil", 9_000), 403), (long("good", 10), 200), (long("good", 9_000), 200)] {
+    for (body, status) in
+        [(long("evil", 10), 403), (long("evil", 9_000), 403), (long("good", 10), 200), (long("good", 9_000), 200)]
+    {
         let mut stream = TcpStream::connect(edge.address).await.unwrap();
-        let mut request = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        let mut request =
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
         for chunk in body.chunks(1_000) {
             request.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
             request.extend_from_slice(chunk);

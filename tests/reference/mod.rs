@@ -125,9 +125,7 @@ impl Expr {
             Self::Xor(all) => all.iter().filter(|e| e.holds(request)).count() % 2 == 1,
             Self::Not(inner) => !inner.holds(request),
             Self::Text(field, op) => field.of(request).is_some_and(|text| op.holds(&text)),
-            Self::Len(field, op, n) => {
-                field.of(request).is_some_and(|text| order(op, &i64::try_from(text.len()).unwrap(), n))
-            }
+            Self::Len(field, op, n) => field.of(request).is_some_and(|text| order(op, &i64::try_from(text.len()).unwrap(), n)),
             Self::Ip(IpOp::Eq(n)) => request.last_octet == *n,
             Self::Ip(IpOp::Net(n)) => request.last_octet & 0xf0 == n & 0xf0,
             Self::Ip(IpOp::Range(a, b)) => (*a..=*b).contains(&request.last_octet),
@@ -265,9 +263,8 @@ fn expr() -> impl Strategy<Value = Expr> {
 
 fn request() -> impl Strategy<Value = Request> {
     let args = prop::collection::vec(("[ab]", short()), 0..4);
-    ("[abAB]{1,3}", "/[ab]{0,3}", prop::option::of(short()), args, 0u8..40).prop_map(|(host, path, header, args, last_octet)| {
-        Request { host, path, header, args, last_octet }
-    })
+    ("[abAB]{1,3}", "/[ab]{0,3}", prop::option::of(short()), args, 0u8..40)
+        .prop_map(|(host, path, header, args, last_octet)| Request { host, path, header, args, last_octet })
 }
 
 #[test]

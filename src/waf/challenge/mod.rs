@@ -188,7 +188,7 @@ impl Challenges {
 
     /// Bits on top, by how many are made at the moment.
     fn load(&self, now: Moment) -> u8 {
-        let (window, made) = (now.0.as_secs() / 10 & 0xffff_ffff, self.made.load(Relaxed));
+        let (window, made) = ((now.0.as_secs() / 10) & 0xffff_ffff, self.made.load(Relaxed));
         let made = if made >> 32 == window { made & 0xffff_ffff } else { 0 };
         u8::try_from((made / BUSY).checked_ilog2().map_or(0, |log| log + 1).min(4)).unwrap_or(4)
     }
@@ -236,7 +236,9 @@ impl Token {
     /// Does `n` solve it? `signed` is the token as it was sent.
     fn solved(&self, signed: &str, solution: &str) -> bool {
         let digits = (1..=20).contains(&solution.len()) && solution.bytes().all(|b| b.is_ascii_digit());
-        digits && zero_bits(digest::digest(&digest::SHA256, format!("{signed}.{solution}").as_bytes()).as_ref()) >= u32::from(self.bits)
+        digits
+            && zero_bits(digest::digest(&digest::SHA256, format!("{signed}.{solution}").as_bytes()).as_ref())
+                >= u32::from(self.bits)
     }
 }
 
@@ -281,7 +283,11 @@ impl Answer<'_> {
             None if token.waits && age >= WAIT.as_secs() => Level::Waited,
             None => return Err(Wrong::Impatient),
         };
-        let fresh = if spend { challenges.spent.spend(mix(token.nonce), unix) } else { challenges.spent.is_unspent(mix(token.nonce), unix) };
+        let fresh = if spend {
+            challenges.spent.spend(mix(token.nonce), unix)
+        } else {
+            challenges.spent.is_unspent(mix(token.nonce), unix)
+        };
         if fresh { Ok(level) } else { Err(Wrong::Spent) }
     }
 }
@@ -318,7 +324,9 @@ mod tests {
 
     fn solve(token: &str, bits: u8) -> String {
         let found = (0u64..).map(|n| n.to_string());
-        let solves = |n: &String| zero_bits(digest::digest(&digest::SHA256, format!("{token}.{n}").as_bytes()).as_ref()) >= u32::from(bits);
+        let solves = |n: &String| {
+            zero_bits(digest::digest(&digest::SHA256, format!("{token}.{n}").as_bytes()).as_ref()) >= u32::from(bits)
+        };
         found.filter(solves).take(1).collect()
     }
 

@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn ten_languages_with_every_text() {
         assert_eq!(TEXTS.len(), 10);
-        let keys = |language: &str| TEXTS[language].as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
+        let keys =
+            |language: &str| TEXTS[language].as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
         for language in TEXTS.keys() {
             assert_eq!(keys(language), keys("en"), "{language}");
             let page = page(&[language.as_str()], "a.example");
@@ -145,16 +146,7 @@ mod tests {
     }
 
     fn page(languages: &[&str], host: &str) -> String {
-        Page {
-            languages,
-            host,
-            request_id: "id",
-            token: "T.1",
-            bits: 16,
-            back: Some("/x?a=1&b='\"<"),
-            nonce: "N",
-        }
-        .render()
+        Page { languages, host, request_id: "id", token: "T.1", bits: 16, back: Some("/x?a=1&b='\"<"), nonce: "N" }.render()
     }
 
     #[test]
@@ -168,7 +160,14 @@ mod tests {
 
     #[test]
     fn nobody_is_sent_away() {
-        for (to, safe) in [("/a?b=c", "/a?b=c"), ("//evil.example", "/"), ("/\\evil.example", "/"), ("https://x", "/"), ("", "/"), ("/a b", "/")] {
+        for (to, safe) in [
+            ("/a?b=c", "/a?b=c"),
+            ("//evil.example", "/"),
+            ("/\\evil.example", "/"),
+            ("https://x", "/"),
+            ("", "/"),
+            ("/a b", "/"),
+        ] {
             assert_eq!(back(to), safe);
         }
     }

@@ -11,7 +11,9 @@ const WAYS: usize = 8;
 const SETS: usize = 8 << 10;
 
 /// Nonces that were used, each until when that matters.
-pub struct Spent(Box<[Mutex<[(u64, u64); WAYS]>]>);
+pub struct Spent(Box<[Mutex<Set>]>);
+
+type Set = [(u64, u64); WAYS];
 
 impl std::fmt::Debug for Spent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -41,7 +43,7 @@ impl Spent {
         self.set(nonce).is_some_and(|set| !set.lock().iter().any(|(known, until)| *known == nonce && *until >= unix))
     }
 
-    fn set(&self, nonce: u64) -> Option<&Mutex<[(u64, u64); WAYS]>> {
+    fn set(&self, nonce: u64) -> Option<&Mutex<Set>> {
         self.0.get(nonce as usize % SETS)
     }
 }

@@ -42,6 +42,9 @@ impl<'a> Input<'a> {
     }
 }
 
+/// Takes a piece; `false`: no more.
+type Give<'g> = &'g mut dyn FnMut(&'static str, Targets, Cow<'_, [u8]>) -> bool;
+
 /// Headers that hold nothing of an application's, or what may look like anything.
 const LEFT_OUT: [&str; 7] = ["cookie", "user-agent", "referer", "content-length", "host", "if-none-match", "sec-websocket-key"];
 
@@ -85,7 +88,7 @@ pub fn inputs(view: &View<'_>, each: &mut dyn FnMut(&Input<'_>) -> bool) {
     }
 }
 
-fn body(view: &View<'_>, bytes: &[u8], give: &mut dyn FnMut(&'static str, Targets, Cow<'_, [u8]>) -> bool) {
+fn body(view: &View<'_>, bytes: &[u8], give: Give<'_>) {
     const BODY: Targets = Targets::BODY;
     let mime = view.mime();
     if mime == "application/x-www-form-urlencoded" {
@@ -107,7 +110,11 @@ fn body(view: &View<'_>, bytes: &[u8], give: &mut dyn FnMut(&'static str, Target
     {
         walk(json, &mut |text| give("http.request.body.raw", BODY, Cow::Borrowed(text.as_bytes())));
     } else {
-        give(if mime.ends_with("xml") || mime.ends_with("plist") { DOCUMENT } else { "http.request.body.raw" }, BODY, Cow::Borrowed(bytes));
+        give(
+            if mime.ends_with("xml") || mime.ends_with("plist") { DOCUMENT } else { "http.request.body.raw" },
+            BODY,
+            Cow::Borrowed(bytes),
+        );
     }
 }
 
@@ -127,7 +134,8 @@ fn twice(text: &[u8]) -> Cow<'_, [u8]> {
         Cow::Borrowed(text) => Cow::Borrowed(text),
         Cow::Owned(once) if once.contains(&b'%') => {
             // A plus that was encoded is a plus.
-            let kept: Vec<u8> = once.iter().flat_map(|b| if *b == b'+' { &b"%2B"[..] } else { std::slice::from_ref(b) }).copied().collect();
+            let kept: Vec<u8> =
+                once.iter().flat_map(|b| if *b == b'+' { &b"%2B"[..] } else { std::slice::from_ref(b) }).copied().collect();
             Cow::Owned(url_decode(&kept, false).into_owned())
         }
         Cow::Owned(once) => Cow::Owned(once),
