@@ -125,7 +125,7 @@ fn text(question: &Question, decision: &Decision, outcome: &str) -> String {
     }
     for found in &decision.matches {
         let saw: Vec<_> =
-            found.seen.iter().map(|s| format!("{} is {}", s.operand, s.value.as_deref().unwrap_or("there"))).collect();
+            found.seen.iter().map(|s| format!("{} is {}", s.operand, s.value.as_deref().unwrap_or("missing"))).collect();
         text.push_str(&format!("\n{:16}   {} ({}): {}", "", found.rule, found.action, saw.join(", ")));
     }
     text

@@ -94,7 +94,7 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
         let known = |id: &str| snapshot.waf.rules.iter().any(|r| *r.id == *id);
         match decision.matches.iter().find(|m| !known(&m.rule)) {
             Some(m) => {
-                let input = m.seen.first().map(|s| s.operand.as_str()).unwrap_or_default();
+                let input = m.seen.first().and_then(|s| s.value.as_deref()).unwrap_or_default();
                 format!("{} ({}): {} in {input}", m.rule, m.action, crate::waf::managed::reason(&m.rule))
             }
             None if !reached => "not reached".to_owned(),

@@ -214,7 +214,7 @@ impl Waf {
         let action = if managed.log_only { LOG } else { "block" };
         let known = findings.matches.iter().any(|m| *m.rule == *found.rule);
         if !known {
-            let seen = trace::Seen { operand: found.input.to_owned(), value: None };
+            let seen = trace::Seen { operand: "input".to_owned(), value: Some(found.input.to_owned()) };
             findings.matches.push(Match { rule: found.rule, action, seen: vec![seen] });
         }
         if managed.log_only { Ruling::Pass } else { Ruling::Managed }

@@ -33,7 +33,18 @@ async fn traffic_goes_where_explain_says() {
   - {{ name: sticky, paths: [/sticky], steering: {{ policy: weighted, weights: {{ us: 1, eu: 1, ap: 2 }}, sticky: true }} }}
   - {{ name: residents, paths: [/residents], steering: {{ only: [ap, eu], continents: {{ EU: eu, OC: [ap, eu] }} }} }}
   - {{ name: chosen, paths: [/chosen], client_regions: true, steering: {{ default: us, failover: [eu] }} }}
+  - {{ name: beta, match: 'http.request.headers[\"portolan-prefer-region\"][0] eq \"mars\" and ip.src.country ne \"GB\"', steering: {{ default: us }} }}
   - {{ name: only, hosts: [only.example.com], steering: {{ countries: {{ GB: [ap, us] }}, default: ap, failover: [eu] }} }}
+redirects: [{{ expression: 'http.request.uri.path eq \"/b\"', to: /elsewhere }}]
+transforms:
+  - {{ expression: 'starts_with(http.request.uri.path, \"/v1/\")', path: {{ expression: 'concat(\"/api/v2/\", substring(http.request.uri.path, 4))' }} }}
+waf:
+  rules:
+    - {{ id: seen, expression: 'http.request.method eq \"OPTIONS\"', action: log }}
+    - {{ id: far, expression: 'http.request.method eq \"DELETE\" and ip.src.country in {{\"JP\" \"US\"}}', action: block }}
+    - {{ id: shady, expression: cf.threat_score ge 50, action: challenge }}
+    - {{ id: late, expression: 'http.request.uri.path eq \"/api/v2/late\" and portolan.route eq \"api\"', action: block, response: {{ status: 451 }} }}
+  managed: {{ enabled: true }}
 "
     ))
     .await;
@@ -52,6 +63,9 @@ async fn traffic_goes_where_explain_says() {
         "/sticky",
         "/residents",
         "/chosen",
+        "/v1/late",
+        "/v1/x",
+        "/api?q=1%27%20or%20%271%27=%271%27--",
     ]);
     let methods = prop::sample::select(vec!["GET", "PUT", "POST", "DELETE", "OPTIONS"]);
     let client = prop_oneof![
