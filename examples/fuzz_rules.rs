@@ -30,7 +30,18 @@ const SEEDS: [&str; 24] = [
     "cidr(ip.src, 24, 64) in {10/8 ::1 1.2.3.4..1.2.3.9}",
     "url_decode(http.request.uri.query, \"ru\") strict wildcard \"*=*&*\"",
     "substring(http.user_agent, -5, 3) ~ \"(?i)x{1,3}$\"",
-    "not ", " and ", " || ", "(", ")", "[*]", "\"", "\\", "{", "}", "..", "\u{0}é",
+    "not ",
+    " and ",
+    " || ",
+    "(",
+    ")",
+    "[*]",
+    "\"",
+    "\\",
+    "{",
+    "}",
+    "..",
+    "\u{0}é",
 ];
 
 fn main() {
@@ -55,8 +66,7 @@ fn main() {
     let (databases, lists, standing) = (Databases::default(), Lists::default(), Standing::default());
     let place = databases.lookup(question.ip);
     let (ip, now) = (question.ip, Moment::default());
-    let asker =
-        Asker { ip, trusted_peer: false, place: &place, databases: &databases, lists: &lists, standing: &standing, now };
+    let asker = Asker { ip, trusted_peer: false, place: &place, databases: &databases, lists: &lists, standing: &standing, now };
     let target = Target::new(&facts);
     let scope = Scope { phase: Phase::Body, lists: &lists, limits: Limits::default() };
     // What compiled is worth mutating further.

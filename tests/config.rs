@@ -1,6 +1,6 @@
 //! Bad files, and what is said of them; the shipped files, and that they are good and current.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends where it cannot go on")]
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -150,4 +150,62 @@ fn usage_errors_are_the_users() {
     ] {
         assert_eq!(portolan(arguments).status.code(), Some(code), "{arguments:?}");
     }
+}
+
+/// A dry run of rules, from JSON lines and from a browser's archive.
+#[test]
+fn rules_are_tried_out() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let config = write(
+        "p.yaml",
+        "regions: { a: { upstreams: [http://127.0.0.1:1] } }
+routes: [{ hosts: [a.example] }]
+redirects: [{ expression: 'http.request.uri.path eq \"/old\"', to: /new, status: 301 }]
+waf:
+  rules:
+    - { id: office, expression: 'http.request.uri.path contains \"/admin\" and not ip.src in {192.0.2.0/24}', action: block }
+    - { id: secret, expression: 'http.request.body.raw contains \"evil\"', action: js_challenge }
+  managed: { enabled: true }
+",
+    );
+    let lines = write(
+        "requests.jsonl",
+        "{\"url\": \"http://a.example/x/../admin\", \"ip\": \"198.51.100.1\"}
+{\"url\": \"http://a.example/admin\"}
+
+{\"url\": \"http://a.example/\", \"method\": \"POST\", \"body\": \"an evil thing\"}
+{\"url\": \"http://a.example/old\"}
+{\"url\": \"http://b.example/\"}
+{\"url\": \"http://a.example/?f=../../etc/passwd\"}
+",
+    );
+    let test =
+        |file: &str, more: &[&str]| portolan(&[&["rules", "test", "--config", &config, "--requests", file], more].concat());
+    let output = test(&lines, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    insta::assert_snapshot!("rules_test", text(&output.stdout));
+    let har = write(
+        "a.har",
+        r#"{"log": {"entries": [
+            {"request": {"method": "POST", "url": "http://a.example/", "headers": [{"name": ":path", "value": "/"}, {"name": "Accept", "value": "*/*"}],
+                         "postData": {"text": "evil"}}},
+            {"request": {"method": "GET", "url": "http://a.example/admin", "headers": []}}]}}"#,
+    );
+    let output = test(&har, &["--json", "--ip", "198.51.100.7"]);
+    let said: Vec<serde_json::Value> = text(&output.stdout).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let outcomes: Vec<_> = said.iter().map(|l| l["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["js_challenge 403", "block 403"]);
+    assert_eq!(said[1]["matches"][0]["saw"]["ip.src"], "198.51.100.7");
+    let broken = write("broken.jsonl", "{\"url\": \"/\"}\n{\"url\": 7}\n");
+    let output = test(&broken, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("broken.jsonl:2:"), "{}", text(&output.stderr));
+    assert_eq!(test("no-such-file", &[]).status.code(), Some(1));
+    let list = portolan(&["rules", "list"]);
+    assert!(text(&list.stdout).lines().count() > 80 && text(&list.stdout).contains("sqli-libinjection"));
 }

@@ -13,8 +13,8 @@ use crate::explain::{Asked, Question};
 use crate::memory::Memory;
 use crate::reload::{Known, build};
 use crate::request::Moment;
+use crate::respond::Refusal;
 use crate::signing::Key;
-use crate::snapshot::Snapshot;
 use crate::upstream::plan::Mode;
 use crate::waf::managed::{self, Signature};
 
@@ -86,7 +86,7 @@ impl Test {
             let facts = asked.facts(question.ip, built.snapshot.waf.body_limit);
             // Each is judged as the first of its client: nothing is remembered.
             let decision = decide(&built.snapshot, &facts, Moment::default(), Mode::Peek);
-            let outcome = outcome(&built.snapshot, &decision);
+            let outcome = outcome(&decision);
             *totals.entry(outcome.clone()).or_default() += 1;
             match self.json {
                 true => print(&line(question, &decision, &outcome).to_string()),
@@ -94,7 +94,7 @@ impl Test {
             }
         }
         if !self.json {
-            let totals: Vec<_> = totals.iter().map(|(outcome, n)| format!("{n} {outcome}")).collect();
+            let totals: Vec<_> = totals.iter().map(|(outcome, n)| format!("{outcome} × {n}")).collect();
             print(&format!("{} requests: {}", questions.len(), totals.join(", ")));
         }
         Ok(Exit::Done)
@@ -102,20 +102,18 @@ impl Test {
 }
 
 /// How it ends, in a word or two.
-fn outcome(snapshot: &Snapshot, decision: &Decision) -> String {
-    match &decision.next {
-        Next::Forward(_) | Next::NeedBody => match decision.route.and_then(|m| snapshot.route(m.route)) {
-            Some(_) => "pass".to_owned(),
-            None => "no route".to_owned(),
-        },
-        Next::Refuse(refusal) => {
-            let acted = decision.matches.iter().rev().find(|m| m.action != crate::waf::LOG);
-            match acted {
-                Some(found) => format!("{} {}", found.action, refusal.status()),
-                None => refusal.status().to_string(),
-            }
-        }
-    }
+fn outcome(decision: &Decision) -> String {
+    let refusal = match &decision.next {
+        Next::Forward(_) | Next::NeedBody => return "pass".to_owned(),
+        Next::Refuse(refusal) => refusal,
+    };
+    let acted = decision.matches.iter().rev().find(|m| m.action != crate::waf::LOG).map(|m| m.action);
+    let word = match refusal {
+        Refusal::NoRoute => "no route",
+        Refusal::Redirected { .. } => "redirect",
+        _ => acted.unwrap_or("refused"),
+    };
+    format!("{word} {}", refusal.status())
 }
 
 fn text(question: &Question, decision: &Decision, outcome: &str) -> String {

@@ -1,6 +1,7 @@
 //! Lists from files: read in others' forms, followed when they change, kept when they break.
 
 use crate::harness::*;
+use crate::mmdb;
 
 const RULES: &str = "lists:
   drop: { ip: { file: drop.txt } }
@@ -88,4 +89,45 @@ async fn a_file_is_followed_and_a_broken_one_is_not() {
     replace(&edge.path("drop.txt"), "192.0.2.0/24\n");
     edge.until("it is whole again", |s| s.reload.lock().generation > before && s.reload.lock().problems.is_empty()).await;
     assert_eq!(both().await, [403, 200]);
+}
+
+/// What databases know of a place, and lists of AS numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn places_and_systems() {
+    let origin = Origin::always(ok("served")).await;
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::write(dir.path().join("city.mmdb"), mmdb::place()).unwrap();
+    std::fs::write(dir.path().join("hosting.txt"), "# hosting\nAS64496\n64511 example\n").unwrap();
+    let yaml = format!(
+        "client: {{ trusted_proxies: [127.0.0.0/8], city_database: city.mmdb, asn_database: asn.mmdb }}
+regions: {{ a: {{ upstreams: [\"{}\"] }} }}
+routes: [{{ name: all }}]
+lists: {{ hosting: {{ asn: {{ file: hosting.txt }} }} }}
+waf:
+  rules:
+    - id: place
+      expression: >-
+        ip.src.city eq \"San Francisco\" and ip.src.region eq \"California\" and ip.src.region_code eq \"CA\" and
+        ip.src.subdivision_1_iso_code eq \"US-CA\" and ip.src.subdivision_2_iso_code eq \"075\" and ip.src.postal_code eq \"94103\" and
+        ip.src.metro_code eq \"807\" and ip.src.timezone.name eq \"America/Los_Angeles\" and ip.src.lat eq \"37.77490\" and
+        ip.src.lon eq \"-122.41940\" and ip.src.continent eq \"NA\" and not ip.src.is_in_european_union and ip.geoip.country eq \"US\"
+      action: log
+    - {{ id: hosting, expression: ip.src.asnum in $hosting, action: log }}
+    - {{ id: number, expression: ip.src.asnum eq 64500, action: log }}
+",
+        origin.url()
+    );
+    std::fs::write(dir.path().join("portolan.yaml"), whole(&yaml)).unwrap();
+    std::fs::write(dir.path().join("asn.mmdb"), mmdb::asn(64511, false)).unwrap();
+    let edge = Portolan::in_dir(dir).await;
+    let matched = async |rule: &str| edge.metric(&format!("portolan_waf_matches_total{{action=\"log\",rule=\"{rule}\"}}")).await;
+    edge.get("/", &[("X-Forwarded-For", "8.8.8.8")]).await;
+    assert_eq!([matched("place").await, matched("hosting").await, matched("number").await], [1.0, 1.0, 0.0]);
+    edge.get("/", &[("X-Forwarded-For", "10.0.0.1")]).await;
+    assert_eq!([matched("place").await, matched("hosting").await], [1.0, 1.0], "a private address is nowhere");
+    // The database is replaced by one of another layout.
+    std::fs::write(edge.path("asn.mmdb"), mmdb::asn(64500, true)).unwrap();
+    edge.until("the new database", |s| s.reload.lock().generation == 2).await;
+    edge.get("/", &[("X-Forwarded-For", "8.8.8.8")]).await;
+    assert_eq!([matched("hosting").await, matched("number").await], [1.0, 1.0]);
 }

@@ -19,6 +19,34 @@ pub fn city(country: &str, subdivision: &str, latitude: f64, longitude: f64) -> 
     database(&map(&[("country", map(&[("iso_code", text(country))])), ("subdivisions", subdivisions), ("location", location)]))
 }
 
+/// A city database with everything that rules may ask, one record for every IPv4 address.
+pub fn place() -> Vec<u8> {
+    let named = |name: &str| map(&[("en", text(name))]);
+    let subdivision = |code: &str, name: &str| map(&[("iso_code", text(code)), ("names", named(name))]);
+    let subdivisions = [vec![2, 11 - 7], subdivision("CA", "California"), subdivision("075", "San Francisco")].concat();
+    let location = map(&[
+        ("latitude", double(37.7749)),
+        ("longitude", double(-122.4194)),
+        ("metro_code", short(807)),
+        ("time_zone", text("America/Los_Angeles")),
+    ]);
+    database(&map(&[
+        ("country", map(&[("iso_code", text("US"))])),
+        ("subdivisions", subdivisions),
+        ("location", location),
+        ("city", map(&[("names", named("San Francisco"))])),
+        ("postal", map(&[("code", text("94103"))])),
+    ]))
+}
+
+/// A database of autonomous systems that knows one for every IPv4 address, in MaxMind's layout or a flat one.
+pub fn asn(system: u32, flat: bool) -> Vec<u8> {
+    match flat {
+        true => database(&map(&[("asn", text(&format!("AS{system}")))])),
+        false => database(&map(&[("autonomous_system_number", number(system))])),
+    }
+}
+
 fn double(value: f64) -> Vec<u8> {
     let mut bytes = vec![0b011_01000];
     bytes.extend(value.to_be_bytes());
