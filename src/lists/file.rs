@@ -112,7 +112,9 @@ fn address(line: &str) -> Option<Entry> {
 /// A network, an address, or `first-last`.
 pub fn range(text: &str) -> Option<IpRange> {
     if let Ok(net) = text.parse::<IpNet>() {
-        return Some(net.trunc().into());
+        // Host bits are forgiven, but not of what is rather a longer prefix cut short.
+        let short = if net.addr().is_ipv4() { 8 } else { 16 };
+        return (net.trunc() == net || net.prefix_len() >= short).then(|| net.trunc().into());
     }
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Some(ip.into());
@@ -160,6 +162,7 @@ mod tests {
         assert_eq!(one("192.0.2.7, 60").score, Some(60));
         assert_eq!(one("192.0.2.1-192.0.2.9").range, net("192.0.2.1-192.0.2.9"));
         assert_eq!(one("192.0.2.9/24").range, net("192.0.2.0/24"), "files are forgiven their host bits");
+        assert!(range("203.0.113.0/2").is_none() && range("0.0.0.0/1").is_some(), "a line that is cut short");
         assert_eq!(addresses("").unwrap().entries, []);
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -14,7 +14,7 @@ use crate::client::city::CityDatabase;
 use crate::client::country::CountryDatabase;
 use crate::client::place::Databases;
 use crate::config::problem::KeyPath;
-use crate::config::units::{Country, Network};
+use crate::config::units::{Country, HostPattern, Network};
 use crate::config::{self, Config, Fingerprint, Input, Paths, Problem};
 use crate::key_path;
 use crate::lists::ranges::IpRange;
@@ -31,16 +31,90 @@ pub struct Known {
     countries: Read<CountryDatabase>,
     cities: Read<CityDatabase>,
     systems: Read<AsnDatabase>,
-    lists: HashMap<PathBuf, KnownList>,
+    lists: KnownLists,
+    /// When the next entry of a list expires.
+    pub expires: Option<SystemTime>,
 }
+
+/// By file and list: one file may be read in two ways.
+type KnownLists = HashMap<(PathBuf, String), KnownList>;
 
 /// What a list's file told last.
 #[derive(Debug, Clone)]
 struct KnownList {
     seen: Option<Fingerprint>,
-    /// For which list: one file may be read in two ways.
-    key: KeyPath,
     told: Arc<Told>,
+    /// When the next of its entries expires.
+    expires: Option<SystemTime>,
+}
+
+/// What a list is of, and where it is.
+enum Kind<'a> {
+    Ip(&'a config::Source<Network>),
+    Country(&'a config::Source<Country>),
+    Asn(&'a config::Source<u32>),
+    Host(&'a config::Source<HostPattern>),
+}
+
+/// What a file told.
+struct Parsed {
+    told: Told,
+    /// Lines that could be read, in force or not.
+    lines: usize,
+    skipped: usize,
+    expires: Option<SystemTime>,
+}
+
+impl Kind<'_> {
+    fn file(&self) -> Option<&Path> {
+        fn file<T>(source: &config::Source<T>) -> Option<&Path> {
+            match source {
+                config::Source::Inline(_) => None,
+                config::Source::File(file) => Some(&file.file),
+            }
+        }
+        match self {
+            Self::Ip(source) => file(source),
+            Self::Country(source) => file(source),
+            Self::Asn(source) => file(source),
+            Self::Host(source) => file(source),
+        }
+    }
+
+    fn inline(&self) -> Option<Told> {
+        Some(match self {
+            Self::Ip(config::Source::Inline(all)) => Told::Ip(all.iter().map(|n| (IpRange::from(n.0), None)).collect()),
+            Self::Country(config::Source::Inline(all)) => Told::Country(all.iter().map(ToString::to_string).collect()),
+            Self::Asn(config::Source::Inline(all)) => Told::Asn(all.iter().copied().map(i64::from).collect()),
+            Self::Host(config::Source::Inline(all)) => Told::Host(all.clone()),
+            _ => return None,
+        })
+    }
+
+    fn parse(&self, text: &str, now: SystemTime) -> Result<Parsed, String> {
+        fn all<T>(lines: file::Lines<T>, told: impl FnOnce(Vec<T>) -> Told) -> Parsed {
+            let (n, skipped) = (lines.entries.len(), lines.skipped);
+            Parsed { told: told(lines.entries), lines: n, skipped, expires: None }
+        }
+        let number = |line: &str| {
+            let word = line.split([' ', '\t', '#', ';', ',']).next().unwrap_or_default();
+            word.trim_start_matches("AS").parse::<u32>().ok().map(i64::from)
+        };
+        Ok(match self {
+            Self::Ip(_) => {
+                let file::Lines { entries, skipped } = file::addresses(text)?;
+                let current = || entries.iter().filter(|entry| file::in_force(entry, now));
+                let told = Told::Ip(current().map(|e| (e.range, e.score)).collect());
+                let expires = current().filter_map(|e| e.expires).min().map(|at| UNIX_EPOCH + at);
+                Parsed { told, lines: entries.len(), skipped, expires }
+            }
+            Self::Country(_) => {
+                all(file::lines(text, |line| line.parse::<Country>().ok().map(|c| c.to_string()))?, Told::Country)
+            }
+            Self::Asn(_) => all(file::lines(text, number)?, Told::Asn),
+            Self::Host(_) => all(file::lines(text, |line| line.parse().ok())?, Told::Host),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -70,61 +144,27 @@ impl Gathered {
         };
         let lists = self.lists(at, config, &known.lists);
         self.certificates(at, config);
-        Known { countries, cities, systems, lists }
+        let expires = lists.values().filter_map(|list| list.expires).min();
+        Known { countries, cities, systems, lists, expires }
     }
 
     /// What every list tells.
-    fn lists(&mut self, at: &Paths, config: &Config, known: &HashMap<PathBuf, KnownList>) -> HashMap<PathBuf, KnownList> {
+    fn lists(&mut self, at: &Paths, config: &Config, known: &KnownLists) -> KnownLists {
         let mut read = HashMap::new();
         for (name, list) in &config.lists {
             let key = key_path!["lists", name];
             let config::List { ip, country, asn, host, reputation: _, verified_bot: _ } = list;
-            let told = if let Some(source) = ip {
-                let network = |n: &Network| (IpRange::from(n.0), None);
-                self.list(
-                    at,
-                    &key.join("ip"),
-                    source,
-                    known,
-                    &mut read,
-                    |all| Told::Ip(all.iter().map(network).collect()),
-                    |text| {
-                        let lines = file::addresses(text)?;
-                        let now = SystemTime::now();
-                        let current = lines.entries.iter().filter(|entry| file::in_force(entry, now));
-                        Ok((Told::Ip(current.map(|e| (e.range, e.score)).collect()), lines.skipped))
-                    },
-                )
-            } else if let Some(source) = country {
-                let codes = |all: &[Country]| Told::Country(all.iter().map(ToString::to_string).collect());
-                self.list(at, &key.join("country"), source, known, &mut read, codes, |text| {
-                    let lines = file::lines(text, |line| line.parse::<Country>().ok())?;
-                    Ok((codes(&lines.entries), lines.skipped))
-                })
-            } else if let Some(source) = asn {
-                let numbers = |all: &[u32]| Told::Asn(all.iter().copied().map(i64::from).collect());
-                self.list(at, &key.join("asn"), source, known, &mut read, numbers, |text| {
-                    let lines = file::lines(text, |line| {
-                        let word = line.split([' ', '\t', '#', ';', ',']).next().unwrap_or_default();
-                        word.trim_start_matches("AS").parse::<u32>().ok()
-                    })?;
-                    Ok((numbers(&lines.entries), lines.skipped))
-                })
-            } else if let Some(source) = host {
-                self.list(
-                    at,
-                    &key.join("host"),
-                    source,
-                    known,
-                    &mut read,
-                    |all| Told::Host(all.to_vec()),
-                    |text| {
-                        let lines = file::lines(text, |line| line.parse().ok())?;
-                        Ok((Told::Host(lines.entries), lines.skipped))
-                    },
-                )
-            } else {
-                None
+            let (kind, source): (_, Kind<'_>) = match (ip, country, asn, host) {
+                (Some(source), ..) => ("ip", Kind::Ip(source)),
+                (_, Some(source), ..) => ("country", Kind::Country(source)),
+                (_, _, Some(source), _) => ("asn", Kind::Asn(source)),
+                (.., Some(source)) => ("host", Kind::Host(source)),
+                // The compiler says that it lacks one.
+                (None, None, None, None) => continue,
+            };
+            let told = match source.file() {
+                None => source.inline().map(Arc::new),
+                Some(file) => self.list(at, &key.join(kind), file, &source, known, &mut read),
             };
             if let Some(told) = told {
                 self.resources.lists.insert(name.0.clone(), told);
@@ -133,35 +173,33 @@ impl Gathered {
         read
     }
 
-    /// What one list tells. A file that cannot be read or understood, or that turned empty, leaves what it told before.
-    #[expect(clippy::too_many_arguments, reason = "four kinds of lists are read in the same way")]
-    fn list<T>(
+    /// What a list's file tells. One that cannot be read or understood, or that turned empty, leaves what it told before.
+    fn list(
         &mut self,
         paths: &Paths,
         key: &KeyPath,
-        source: &config::Source<T>,
-        known: &HashMap<PathBuf, KnownList>,
-        read: &mut HashMap<PathBuf, KnownList>,
-        inline: impl FnOnce(&[T]) -> Told,
-        parse: impl FnOnce(&str) -> Result<(Told, usize), String>,
+        file: &Path,
+        source: &Kind<'_>,
+        known: &KnownLists,
+        read: &mut KnownLists,
     ) -> Option<Arc<Told>> {
-        let path = match source {
-            config::Source::Inline(entries) => return Some(Arc::new(inline(entries))),
-            config::Source::File(file) => paths.resolve(&file.file),
-        };
+        let path = paths.resolve(file);
         let input = Input::now(path.clone());
         let seen = input.seen;
         self.inputs.push(input);
         seen.hash(&mut self.hasher);
-        let before = known.get(&path);
-        if let Some(known) = before.filter(|known| known.seen == seen && known.key == *key && seen.is_some()) {
-            read.insert(path, known.clone());
+        let (label, place) = (key.join("file"), (path.clone(), key.to_string()));
+        let before = known.get(&place);
+        let now = SystemTime::now();
+        let same = |k: &&KnownList| k.seen == seen && seen.is_some() && k.expires.is_none_or(|at| at > now);
+        if let Some(known) = before.filter(same) {
+            known.expires.hash(&mut self.hasher);
+            read.insert(place, known.clone());
             return Some(known.told.clone());
         }
-        let told = read_list(&path).and_then(|text| parse(&text));
-        let label = key.join("file");
-        let wrong = match told {
-            Ok((told, skipped)) if !told.is_empty() || before.is_none_or(|b| b.told.is_empty()) => {
+        let parsed = read_list(&path).and_then(|text| source.parse(&text, now));
+        let wrong = match parsed {
+            Ok(Parsed { told, lines, skipped, expires }) if lines > 0 || before.is_none_or(|b| b.told.is_empty()) => {
                 if skipped > 0 {
                     let message = format!("{skipped} lines of `{}` cannot be read, and are left out", path.display());
                     self.problems.push(Problem::warning(label.clone(), message));
@@ -170,30 +208,27 @@ impl Gathered {
                     let message = format!("the list in `{}` is empty", path.display());
                     self.problems.push(Problem::warning(label, message));
                 }
+                expires.hash(&mut self.hasher);
                 let told = Arc::new(told);
-                read.insert(path, KnownList { seen, key: key.clone(), told: told.clone() });
+                read.insert(place, KnownList { seen, told: told.clone(), expires });
                 return Some(told);
             }
             Ok(_) => "it turned empty".to_owned(),
             Err(error) => error,
         };
-        match before.filter(|known| known.key == *key) {
-            Some(known) => {
-                let n = known.told.len();
-                let message =
-                    format!("the list in `{}` cannot be used: {wrong}; its last {n} entries stay in force", path.display());
-                tracing::error!(path = %path.display(), error = %wrong, entries = n, "a list cannot be used; what it held before stays in force");
-                self.problems.push(Problem::warning(label, message));
-                // As if it had not been seen: the next change is read whatever it is.
-                read.insert(path, KnownList { seen: None, ..known.clone() });
-                Some(known.told.clone())
-            }
-            None => {
-                let message = format!("the list in `{}` cannot be used: {wrong}", path.display());
-                self.problems.push(Problem::error(label, message).label("this file"));
-                None
-            }
-        }
+        let Some(known) = before else {
+            let message = format!("the list in `{}` cannot be used: {wrong}", path.display());
+            self.problems.push(Problem::error(label, message).label("this file"));
+            return None;
+        };
+        let entries = known.told.len();
+        let message =
+            format!("the list in `{}` cannot be used: {wrong}; its last {entries} entries stay in force", path.display());
+        tracing::error!(path = %path.display(), error = %wrong, entries, "a list cannot be used; what it held before stays in force");
+        self.problems.push(Problem::warning(label, message));
+        // As if it had not been seen: the next change is read whatever it is.
+        read.insert(place, KnownList { seen: None, expires: None, ..known.clone() });
+        Some(known.told.clone())
     }
 
     /// Reads a database, unless the known one is of the same file.

@@ -135,6 +135,11 @@ impl Reloader {
         self.current.lock().inputs.clone()
     }
 
+    /// Is an entry of a list out of date? Says so once: what follows may fail for other reasons.
+    pub fn expired(&self) -> bool {
+        self.current.lock().known.expires.take_if(|at| *at <= SystemTime::now()).is_some()
+    }
+
     /// Reads everything again and puts it in force, or says every problem and changes nothing.
     pub async fn reload(self: &Arc<Self>, trigger: &'static str) -> Result<Reloaded, Vec<Problem>> {
         let _turn = self.turn.lock().await;
@@ -174,7 +179,8 @@ impl Reloader {
             return Err(refused);
         }
         if build.digest == self.current.lock().digest {
-            self.current.lock().inputs = build.inputs;
+            let mut current = self.current.lock();
+            (current.inputs, current.known) = (build.inputs, build.known);
             return Ok((Reloaded::Unchanged, build.warnings));
         }
         self.state.resolver.resolve_new(&self.state.memory.upstreams()).await;

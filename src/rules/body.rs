@@ -4,10 +4,11 @@ use std::borrow::Cow;
 
 use memchr::memmem;
 
+use super::normalise::url_decode;
 use super::value::Pair;
 
 /// Parts beyond this are not looked at.
-const MAX_PARTS: usize = 1024;
+pub const MAX_PARTS: usize = 1024;
 
 /// One part of a multipart body (RFC 7578).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,8 +17,8 @@ pub struct Part<'b> {
     pub name: Cow<'b, [u8]>,
     /// Its content.
     pub value: Cow<'b, [u8]>,
-    /// `filename`, if it is a file.
-    pub filename: Cow<'b, [u8]>,
+    /// `filename` and `filename*`, if it is a file.
+    pub filenames: Vec<Cow<'b, [u8]>>,
     /// `Content-Type`.
     pub content_type: Cow<'b, [u8]>,
     /// `Content-Disposition`.
@@ -26,9 +27,9 @@ pub struct Part<'b> {
     pub encoding: Cow<'b, [u8]>,
 }
 
-/// A media type without its parameters, in lower case.
+/// A media type without its parameters, in lower case. Readers differ in what they take for the end of it.
 pub fn media_type(header: &str) -> String {
-    header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    header.trim().split([';', ',', ' ', '\t']).next().unwrap_or_default().to_ascii_lowercase()
 }
 
 /// How files begin, by the media type that they are (WHATWG MIME Sniffing, section 6).
@@ -81,10 +82,22 @@ pub fn form(text: &[u8]) -> Vec<Pair<'_>> {
 
 /// The parts of a multipart body with this `Content-Type`.
 pub fn multipart<'b>(content_type: &str, body: &'b [u8]) -> Vec<Part<'b>> {
-    let Some(boundary) = parameter(content_type.as_bytes(), b"boundary") else { return Vec::new() };
+    // Some readers take a comma or a space for the semicolon.
+    let boundary = parameter(content_type.as_bytes(), b"boundary").or_else(|| {
+        let at = memmem::find(content_type.as_bytes(), b"boundary=")?;
+        parameter(&[b";", content_type.as_bytes().get(at..)?].concat(), b"boundary").map(|b| Cow::Owned(b.into_owned()))
+    });
+    let Some(boundary) = boundary.filter(|b| !b.is_empty()) else { return Vec::new() };
     let delimiter = [b"--", &*boundary].concat();
     let finder = memmem::Finder::new(&delimiter);
-    let mut starts = finder.find_iter(body).filter(|at| *at == 0 || at.checked_sub(1).and_then(|i| body.get(i)) == Some(&b'\n'));
+    // A delimiter is a whole line (RFC 2046, section 5.1.1).
+    let is_line = |at: &usize| {
+        let begins = *at == 0 || at.checked_sub(1).and_then(|i| body.get(i)) == Some(&b'\n');
+        let behind = body.get(at + delimiter.len()..).unwrap_or_default();
+        let behind = behind.strip_prefix(b"--").unwrap_or(behind).trim_ascii_start_of_line();
+        begins && (behind.is_empty() || behind.starts_with(b"\n") || behind.starts_with(b"\r\n"))
+    };
+    let mut starts = finder.find_iter(body).filter(is_line);
     let mut parts = Vec::new();
     let Some(mut at) = starts.next() else { return parts };
     // The last part may be cut where the body is.
@@ -98,6 +111,18 @@ pub fn multipart<'b>(content_type: &str, body: &'b [u8]) -> Vec<Part<'b>> {
         at = end;
     }
     parts
+}
+
+trait Line {
+    fn trim_ascii_start_of_line(&self) -> &[u8];
+}
+
+impl Line for [u8] {
+    /// Without spaces and tabs at its beginning.
+    fn trim_ascii_start_of_line(&self) -> &[u8] {
+        let blanks = self.iter().take_while(|b| **b == b' ' || **b == b'\t').count();
+        self.get(blanks..).unwrap_or_default()
+    }
 }
 
 fn part(text: &[u8]) -> Option<Part<'_>> {
@@ -116,21 +141,45 @@ fn part(text: &[u8]) -> Option<Part<'_>> {
     };
     let value = value.strip_suffix(b"\n").unwrap_or(value);
     let mut part = Part { value: Cow::Borrowed(value.strip_suffix(b"\r").unwrap_or(value)), ..Part::default() };
-    for line in head.split(|b| *b == b'\n') {
-        let Some(colon) = memchr::memchr(b':', line) else { continue };
+    for line in unfolded(head) {
+        let Some(colon) = memchr::memchr(b':', &line) else { continue };
         let content = line.get(colon + 1..).unwrap_or_default().trim_ascii();
+        let owned = || Cow::Owned(content.to_vec());
         match line.get(..colon).unwrap_or_default().trim_ascii().to_ascii_lowercase().as_slice() {
-            b"content-type" => part.content_type = Cow::Borrowed(content),
-            b"content-transfer-encoding" => part.encoding = Cow::Borrowed(content),
+            b"content-type" => part.content_type = owned(),
+            b"content-transfer-encoding" => part.encoding = owned(),
             b"content-disposition" => {
-                part.name = parameter(content, b"name").unwrap_or_default();
-                part.filename = parameter(content, b"filename").or_else(|| parameter(content, b"filename*")).unwrap_or_default();
-                part.disposition = Cow::Borrowed(content);
+                let value = |name: &[u8]| parameter(content, name).map(|v| Cow::Owned(v.into_owned()));
+                part.name = value(b"name").unwrap_or_default();
+                // RFC 5987: a charset and a language come first, and it is percent-encoded.
+                let plain = |v: Cow<'_, [u8]>| {
+                    let name = v.rsplit(|b| *b == b'\'').next().unwrap_or_default();
+                    Cow::Owned(url_decode(name, false).into_owned())
+                };
+                part.filenames = value(b"filename").into_iter().chain(value(b"filename*").map(plain)).collect();
+                part.disposition = owned();
             }
             _ => {}
         }
     }
     Some(part)
+}
+
+/// Lines of a header, those that begin with a blank joined to the one before (RFC 822, section 3.1.1).
+fn unfolded(head: &[u8]) -> Vec<Vec<u8>> {
+    let mut lines: Vec<Vec<u8>> = Vec::new();
+    for line in head.split(|b| *b == b'\n') {
+        match (lines.last_mut(), line.first()) {
+            (Some(before), Some(b' ' | b'\t')) => {
+                while before.last() == Some(&b'\r') {
+                    before.pop();
+                }
+                before.extend_from_slice(line);
+            }
+            _ => lines.push(line.to_vec()),
+        }
+    }
+    lines
 }
 
 /// The value of a parameter of a header field, without its quotes.
@@ -139,6 +188,10 @@ fn parameter<'b>(header: &'b [u8], name: &[u8]) -> Option<Cow<'b, [u8]>> {
     loop {
         rest = rest.get(memchr::memchr(b';', rest)? + 1..)?.trim_ascii_start();
         let equals = memchr::memchr(b'=', rest)?;
+        // A parameter without a value ends at the next semicolon.
+        if memchr::memchr(b';', rest).is_some_and(|semicolon| semicolon < equals) {
+            continue;
+        }
         let found = rest.get(..equals)?.trim_ascii().eq_ignore_ascii_case(name);
         rest = rest.get(equals + 1..)?.trim_ascii_start();
         let mut value = Vec::new();
@@ -186,10 +239,22 @@ mod tests {
         let parts = multipart("multipart/form-data; charset=utf-8; boundary=\"X y\"", body);
         assert_eq!(parts.len(), 2);
         assert_eq!((&*parts[0].name, &*parts[0].value), (&b"a;\"b"[..], &b"one"[..]));
-        assert_eq!((&*parts[1].name, &*parts[1].filename, &*parts[1].value), (&b"f"[..], &b"x.php"[..], &b"--Xtwo\r\n"[..]));
+        assert_eq!((&*parts[1].name, &*parts[1].filenames[0], &*parts[1].value), (&b"f"[..], &b"x.php"[..], &b"--Xtwo\r\n"[..]));
         assert_eq!(&*parts[1].content_type, b"text/plain");
         assert_eq!(multipart("multipart/form-data; boundary=b", b"--b\n\nx\n--b--")[0].value, &b"x"[..]);
         assert_eq!(multipart("multipart/form-data; boundary=b", b"--b\r\nContent-Dis")[0].value, &b""[..]);
+        let names = |disposition: &str| {
+            let body = format!("--b\r\nContent-Disposition: {disposition}\r\n\r\nx\r\n--b--");
+            let parts = multipart("multipart/form-data; boundary=b", body.as_bytes());
+            parts[0].filenames.iter().map(|n| String::from_utf8_lossy(n).into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names("form-data; name=\"f\"; x; filename=\"shell.php\""), ["shell.php"]);
+        assert_eq!(names("form-data; filename=\"a.jpg\"; filename*=UTF-8''shell%2Ephp"), ["a.jpg", "shell.php"]);
+        assert_eq!(names("form-data; name=\"f\";\r\n filename=\"shell.php\""), ["shell.php"]);
+        let decoy = b"--b--junk\r\n--b\r\n\r\nx\r\n--b--";
+        for kind in ["multipart/form-data; boundary=b", "multipart/form-data, boundary=b", "multipart/form-data boundary=b"] {
+            assert_eq!(multipart(kind, decoy)[0].value, &b"x"[..], "{kind}");
+        }
         for odd in ["multipart/form-data", "multipart/form-data; boundary", "x; y=\"", "x; boundary="] {
             multipart(odd, b"----b\r\n\r\n--");
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use http::HeaderMap;
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 
 /// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,8 @@ pub enum Array<'v> {
     Texts(&'v [Cow<'v, [u8]>]),
     /// Arrays of one text each, or of none where it is empty.
     Singles(&'v [Cow<'v, [u8]>]),
+    /// Arrays of some texts each.
+    Lists(&'v [Vec<Cow<'v, [u8]>>]),
     /// The names of pairs.
     Names(&'v Pairs<'v>),
     /// The values of pairs.
@@ -129,6 +131,7 @@ impl<'v> Array<'v> {
                 let single = if t.is_empty() { Vec::new() } else { vec![text(t)] };
                 each(Value::Array(Self::Values(single)))
             }),
+            Self::Lists(lists) => lists.iter().all(|list| each(Value::Array(Self::Texts(list)))),
             Self::Names(pairs) => pairs.iter().all(|(name, _)| each(text(name))),
             Self::Seconds(pairs) => pairs.iter().all(|(_, value)| each(text(value))),
             Self::Keyed(pairs, key) => pairs.iter().filter(|(name, _)| name == key).all(|(_, value)| each(text(value))),
@@ -143,6 +146,7 @@ impl<'v> Array<'v> {
         match self {
             Self::Values(values) => values.len(),
             Self::Texts(texts) | Self::Singles(texts) => texts.len(),
+            Self::Lists(lists) => lists.len(),
             Self::Names(pairs) | Self::Seconds(pairs) => pairs.len(),
             Self::HeaderNames(headers) | Self::HeaderValues(headers) => headers.len(),
             Self::Keyed(..) | Self::Header(..) => {
@@ -205,20 +209,21 @@ impl<'v> Map<'v> {
 
     /// What stands under each key, in the order in which the keys first came.
     pub fn arrays(self) -> Array<'v> {
-        let mut arrays = Vec::new();
-        match self {
-            Self::Headers(headers) => {
-                arrays.extend(headers.keys().map(|name| Value::Array(Array::Header(headers, name.as_str()))));
-            }
+        let arrays = match self {
+            Self::Headers(headers) => headers.keys().map(|name| Value::Array(Array::Header(headers, name.as_str()))).collect(),
             Self::Pairs(pairs) => {
-                let mut seen = FxHashSet::default();
-                for (name, _) in pairs {
-                    if seen.insert(&**name) {
-                        arrays.push(Value::Array(Array::Keyed(pairs, name)));
+                let mut places: FxHashMap<&[u8], usize> = FxHashMap::default();
+                let mut groups: Vec<Vec<Value<'v>>> = Vec::new();
+                for (name, value) in pairs {
+                    let at = *places.entry(name).or_insert(groups.len());
+                    match groups.get_mut(at) {
+                        Some(group) => group.push(text(value)),
+                        None => groups.push(vec![text(value)]),
                     }
                 }
+                groups.into_iter().map(|group| Value::Array(Array::Values(group))).collect()
             }
-        }
+        };
         Array::Values(arrays)
     }
 }

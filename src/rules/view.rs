@@ -14,7 +14,7 @@ use super::value::{Array, Map, Pair, Pairs, Value, text};
 use crate::client::place::{Databases, Place};
 use crate::client::standing::{Standing, is_static, looks_automated};
 use crate::lists::Lists;
-use crate::request::{Body, Facts, Moment, Seen, mix};
+use crate::request::{Body, Facts, Moment, Seen, host_name, mix};
 
 /// The path and query: as rules see them, and as the client sent them.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ impl<'a> Target<'a> {
     pub fn rewrite(&mut self, path: Option<String>, query: Option<String>) {
         self.rewritten = (self.rewritten.0 || path.is_some(), self.rewritten.1 || query.is_some());
         if let Some(path) = path {
-            self.path = Cow::Owned(path);
+            self.path = Cow::Owned(normalise::path(&path).into_owned());
         }
         if let Some(query) = query {
             self.query = Cow::Owned(query);
@@ -103,6 +103,9 @@ pub struct Response<'a> {
 /// Names and values that borrow from the request.
 type OwnPairs<'a> = Vec<Pair<'a>>;
 
+/// The media type of a form.
+pub(crate) const FORM: &str = "application/x-www-form-urlencoded";
+
 /// Fields that rules like to have in lower case.
 const LOWERED: [Field; 4] = [Field::Path, Field::UserAgent, Field::Host, Field::Query];
 
@@ -119,8 +122,9 @@ pub struct View<'a> {
     pub route: Option<&'a str>,
     /// The response, in the phase that has one.
     pub response: Option<Response<'a>>,
-    user_agent: OnceCell<&'a [u8]>,
-    referer: OnceCell<&'a [u8]>,
+    host: OnceCell<Cow<'a, [u8]>>,
+    user_agent: OnceCell<Cow<'a, [u8]>>,
+    referer: OnceCell<Cow<'a, [u8]>>,
     lowered: [OnceCell<Vec<u8>>; LOWERED.len()],
     cookie: OnceCell<Cow<'a, [u8]>>,
     forwarded: OnceCell<Cow<'a, [u8]>>,
@@ -149,7 +153,7 @@ pub struct View<'a> {
 struct Parts<'a> {
     pairs: OwnPairs<'a>,
     names: Vec<Cow<'a, [u8]>>,
-    files: Vec<Cow<'a, [u8]>>,
+    files: Vec<Vec<Cow<'a, [u8]>>>,
     types: Vec<Cow<'a, [u8]>>,
     dispositions: Vec<Cow<'a, [u8]>>,
     encodings: Vec<Cow<'a, [u8]>>,
@@ -164,6 +168,7 @@ impl<'a> View<'a> {
             asker,
             route: None,
             response: None,
+            host: OnceCell::new(),
             user_agent: OnceCell::new(),
             referer: OnceCell::new(),
             lowered: Default::default(),
@@ -194,11 +199,11 @@ impl<'a> View<'a> {
     pub fn text(&self, field: Field) -> Option<&[u8]> {
         Some(match field {
             Field::Path => self.target.path.as_bytes(),
-            Field::Host => self.facts.host.as_bytes(),
+            Field::Host => self.host(),
             Field::UserAgent => self.user_agent(),
             Field::Method => self.facts.method.as_str().as_bytes(),
             Field::Query => self.target.query.as_bytes(),
-            Field::Referer => self.referer.get_or_init(|| self.header(&header::REFERER)),
+            Field::Referer => self.referer(),
             Field::Country => self.asker.place.country.as_str().as_bytes(),
             _ => return None,
         })
@@ -226,7 +231,7 @@ impl<'a> View<'a> {
         let target = self.target;
         let country = self.asker.place.country;
         Some(match field {
-            Field::Host => text(facts.host.as_bytes()),
+            Field::Host => text(self.host()),
             Field::Path => text(target.path.as_bytes()),
             Field::Query => text(target.query.as_bytes()),
             Field::Method => text(facts.method.as_str().as_bytes()),
@@ -235,7 +240,7 @@ impl<'a> View<'a> {
             Field::ThreatScore => Value::Int(i64::from(self.threat_score())),
             Field::Country => text(self.asker.place.country.as_str().as_bytes()),
             Field::Cookie => text(self.cookie.get_or_init(|| joined(headers, &header::COOKIE, b"; "))),
-            Field::Referer => text(self.header(&header::REFERER)),
+            Field::Referer => text(self.referer()),
             Field::ForwardedFor => {
                 let name = HeaderName::from_static("x-forwarded-for");
                 text(self.forwarded.get_or_init(|| joined(headers, &name, b", ")))
@@ -268,7 +273,7 @@ impl<'a> View<'a> {
             Field::RawExtension => text(self.raw_extension.get_or_init(|| extension(target.raw_path)).as_bytes()),
             Field::Body => text(self.body()?.bytes),
             Field::BodySize => Value::Int(i64::try_from(self.body()?.size).unwrap_or(i64::MAX)),
-            Field::BodyTruncated => Value::Bool(self.body()?.truncated),
+            Field::BodyTruncated => Value::Bool(self.body()?.truncated || self.parts().pairs.len() == body::MAX_PARTS),
             Field::BodyMime => text(body::sniff(self.body()?.bytes).unwrap_or(self.mime()).as_bytes()),
             Field::Form => Value::Map(Map::Pairs(self.form())),
             Field::FormNames => Value::Array(Array::Names(self.form())),
@@ -279,7 +284,7 @@ impl<'a> View<'a> {
             Field::MultipartTypes => Value::Array(Array::Singles(&self.parts().types)),
             Field::MultipartDispositions => Value::Array(Array::Singles(&self.parts().dispositions)),
             Field::MultipartEncodings => Value::Array(Array::Singles(&self.parts().encodings)),
-            Field::MultipartFiles => Value::Array(Array::Singles(&self.parts().files)),
+            Field::MultipartFiles => Value::Array(Array::Lists(&self.parts().files)),
             Field::Asn => Value::Int(i64::from(self.asker.databases.asn(self.asker.ip)?)),
             Field::Continent => text(crate::client::atlas::continent(country)?.as_str().as_bytes()),
             Field::EuropeanUnion => Value::Bool(crate::client::atlas::is_in_european_union(country)),
@@ -347,13 +352,10 @@ impl<'a> View<'a> {
         given.filter(|id| crate::request::is_request_id(id.as_bytes())).unwrap_or(self.facts.request_id)
     }
 
-    /// The body as JSON, parsed once. `None` for text that is not the body, or no JSON.
-    pub(crate) fn json(&self, text: &[u8]) -> Option<&Json> {
+    /// The body as JSON, parsed once; `Some(None)` if it is none. `None` for text that is not the body.
+    pub(crate) fn json(&self, text: &[u8]) -> Option<Option<&Json>> {
         let body = self.body()?.bytes;
-        if !std::ptr::eq(body, text) {
-            return None;
-        }
-        self.json.get_or_init(|| serde_json::from_slice(body).ok()).as_ref()
+        std::ptr::eq(body, text).then(|| self.json.get_or_init(|| serde_json::from_slice(body).ok()).as_ref())
     }
 
     /// A header of the request; empty if it is absent.
@@ -369,13 +371,22 @@ impl<'a> View<'a> {
         }
     }
 
-    fn user_agent(&self) -> &'a [u8] {
-        self.user_agent.get_or_init(|| self.header(&header::USER_AGENT))
+    pub(crate) fn user_agent(&self) -> &[u8] {
+        self.user_agent.get_or_init(|| joined(self.facts.headers, &header::USER_AGENT, b", "))
+    }
+
+    pub(crate) fn referer(&self) -> &[u8] {
+        self.referer.get_or_init(|| joined(self.facts.headers, &header::REFERER, b", "))
+    }
+
+    /// The host as routes see it: without its port and trailing dot, in lower case.
+    fn host(&self) -> &[u8] {
+        self.host.get_or_init(|| super::program::lower(host_name(self.facts.host).as_bytes()))
     }
 
     fn origin(&self) -> Vec<u8> {
         let scheme: &[u8] = if self.facts.tls { b"https://" } else { b"http://" };
-        [scheme, self.facts.host.as_bytes()].concat()
+        [scheme, &self.facts.host.as_bytes().to_ascii_lowercase()].concat()
     }
 
     fn args(&self) -> &OwnPairs<'a> {
@@ -389,12 +400,18 @@ impl<'a> View<'a> {
 
     /// The media type that the request says its body is of.
     pub(crate) fn mime(&self) -> &str {
-        self.mime.get_or_init(|| body::media_type(self.facts.header("content-type").unwrap_or_default()))
+        self.mime.get_or_init(|| {
+            // Of several, an origin may take any: the one that says most of how to read the body.
+            let all = self.facts.headers.get_all(header::CONTENT_TYPE).iter().filter_map(|v| v.to_str().ok());
+            let all: Vec<String> = all.map(body::media_type).collect();
+            let telling = |kind: &&String| *kind == FORM || kind.starts_with("multipart/") || kind.ends_with("json");
+            all.iter().find(telling).or(all.first()).cloned().unwrap_or_default()
+        })
     }
 
     /// The body as a form, if it is one.
     pub(crate) fn form(&self) -> &Pairs<'a> {
-        let body = self.body().map(|b| b.bytes).filter(|_| self.mime() == "application/x-www-form-urlencoded");
+        let body = self.body().map(|b| b.bytes).filter(|_| self.mime() == FORM);
         self.form.get_or_init(|| body::form(body.unwrap_or_default()))
     }
 
@@ -403,20 +420,21 @@ impl<'a> View<'a> {
         self.cookies.get_or_init(|| cookies(self.facts.headers))
     }
 
-    /// The parts of a multipart body: name, value, file name.
-    pub(crate) fn multipart(&self) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
+    /// The parts of a multipart body: name, value, file names.
+    pub(crate) fn multipart(&self) -> impl Iterator<Item = (&[u8], &[u8], &[Cow<'a, [u8]>])> {
         let parts = self.parts();
-        parts.pairs.iter().zip(&parts.files).map(|((name, value), file)| (&**name, &**value, &**file))
+        parts.pairs.iter().zip(&parts.files).map(|((name, value), files)| (&**name, &**value, &**files))
     }
 
     fn parts(&self) -> &Parts<'a> {
         self.parts.get_or_init(|| {
-            let kind = self.facts.header("content-type").filter(|_| self.mime().starts_with("multipart/"));
+            let all = self.facts.headers.get_all(header::CONTENT_TYPE).iter().filter_map(|v| v.to_str().ok());
+            let kind = all.into_iter().find(|k| body::media_type(k).starts_with("multipart/"));
             let (Some(kind), Some(body)) = (kind, self.body()) else { return Parts::default() };
             let mut parts = Parts::default();
-            for Part { name, value, filename, content_type, disposition, encoding } in body::multipart(kind, body.bytes) {
+            for Part { name, value, filenames, content_type, disposition, encoding } in body::multipart(kind, body.bytes) {
                 parts.names.push(name.clone());
-                parts.files.push(filename);
+                parts.files.push(filenames);
                 parts.types.push(content_type);
                 parts.dispositions.push(disposition);
                 parts.encodings.push(encoding);

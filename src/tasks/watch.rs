@@ -34,8 +34,11 @@ pub async fn watch(reloader: Arc<Reloader>) {
     loop {
         let inputs = reloader.inputs();
         follow(&mut watcher, &mut folders, &inputs);
-        if inputs.iter().any(Input::changed) {
-            settle(&inputs).await;
+        let changed = inputs.iter().any(Input::changed);
+        if changed || reloader.expired() {
+            if changed {
+                settle(&inputs).await;
+            }
             // The reloader itself reports how it went.
             let _ = reloader.reload(FILE).await;
             continue;

@@ -80,11 +80,12 @@ impl Filter {
             error
         };
         let expr = syntax::parse(trimmed, &scope.limits).map_err(shift)?;
-        let mut checker = Checker { source: trimmed, scope, uses: 0, operands: Vec::new(), notes: Vec::new() };
+        let mut checker = Checker::new(trimmed, scope);
         let test = checker.truth(&expr, &(0..trimmed.len())).map_err(shift)?;
+        let source = checker.shown(0..trimmed.len()).into();
         let Checker { uses, operands, notes, .. } = checker;
         let notes = notes.into_iter().map(shift).collect();
-        Ok(Self { source: trimmed.into(), test, operands: operands.into(), uses: Uses(uses), notes })
+        Ok(Self { source, test, operands: operands.into(), uses: Uses(uses), notes })
     }
 
     /// As it was written, without what was hidden.
@@ -129,7 +130,7 @@ impl Template {
     /// Compiles `source`.
     pub fn new(source: &str, scope: Scope<'_>) -> Result<Self> {
         let argument = syntax::parse_argument(source, &scope.limits)?;
-        let mut checker = Checker { source, scope, uses: 0, operands: Vec::new(), notes: Vec::new() };
+        let mut checker = Checker::new(source, scope);
         let (node, of) = match &argument {
             Argument::Literal(Literal::Text(bytes), _) => (literal(bytes.clone()), Type::Bytes),
             Argument::Literal(Literal::Word(word), span) => {
@@ -179,9 +180,29 @@ struct Checker<'a> {
     uses: u8,
     operands: Vec<Operand>,
     notes: Vec<ExprError>,
+    /// Keys that stand in the source.
+    hidden: Vec<Span>,
+    /// Operands are not kept: this is about one of them.
+    quiet: bool,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    fn new(source: &'a str, scope: Scope<'a>) -> Self {
+        Self { source, scope, uses: 0, operands: Vec::new(), notes: Vec::new(), hidden: Vec::new(), quiet: false }
+    }
+
+    /// A part of the source, without the keys in it.
+    fn shown(&self, span: Span) -> String {
+        let mut text = String::new();
+        let mut at = span.start;
+        for key in self.hidden.iter().filter(|key| span.start <= key.start && key.end <= span.end) {
+            text.push_str(self.source.get(at..key.start).unwrap_or_default());
+            text.push('…');
+            at = key.end;
+        }
+        text.push_str(self.source.get(at..span.end).unwrap_or_default());
+        text
+    }
     fn truth(&mut self, expr: &Expr, span: &Span) -> Result<Test> {
         let (node, of) = self.expr(expr, span)?;
         match of {
@@ -271,7 +292,7 @@ impl Checker<'_> {
     /// A second copy of what is compared, without the last step to each element, for whoever asks why.
     fn keep_operand(&mut self, access: &Access) {
         // Their arguments were kept when they were checked.
-        if matches!(&access.base, Base::Call(name, ..) if name == "any" || name == "all") {
+        if self.quiet || matches!(&access.base, Base::Call(name, ..) if name == "any" || name == "all") {
             return;
         }
         let mut whole = access.clone();
@@ -286,19 +307,9 @@ impl Checker<'_> {
             },
             |(_, span)| span.end,
         );
-        let mut quiet = Checker { source: self.source, scope: self.scope, uses: 0, operands: Vec::new(), notes: Vec::new() };
+        let mut quiet = Checker { quiet: true, ..Checker::new(self.source, self.scope) };
         let Ok(Reached::One(node, _)) = quiet.access(&whole) else { return };
-        let mut text = self.source.get(access.span.start..end).unwrap_or_default().to_owned();
-        if let Base::Call(name, _, arguments) = &whole.base
-            && name == "is_timed_hmac_valid_v0"
-            && let Some(Argument::Literal(_, key)) = arguments.first()
-        {
-            // The key is a secret.
-            let key = key.start.saturating_sub(access.span.start)..key.end.saturating_sub(access.span.start);
-            if text.is_char_boundary(key.start) && text.is_char_boundary(key.end) && key.end <= text.len() {
-                text.replace_range(key, "…");
-            }
-        }
+        let text = self.shown(access.span.start..end);
         if self.operands.iter().all(|o| *o.text != *text) {
             let private = is_private(&whole);
             self.operands.push(Operand { text: text.into(), node, private });
@@ -400,7 +411,9 @@ impl Checker<'_> {
 fn each(node: Node, of: Type, source: Option<Node>) -> Reached {
     match (node, source) {
         // The elements of an array that is made from another are made one by one, if none can be missing.
-        (Node::Each(inner), None) if matches!(&inner.body, Node::Call(function, ..) if function.total && !function.skips_missing) =>
+        (Node::Each(inner), None)
+            if matches!(&inner.body, Node::Call(function, arguments, _)
+                if function.total && arguments.iter().all(|a| matches!(a, Node::Item | Node::Literal(_)))) =>
         {
             let Each { source, body, empty: _ } = *inner;
             Reached::Each { source, body, of }

@@ -196,7 +196,7 @@ fn lookup<'v>(
     let text = bytes(args, 0)?;
     let parsed;
     let document = match view.and_then(|view| view.json(text)) {
-        Some(json) => json,
+        Some(json) => json?,
         None => {
             parsed = serde_json::from_slice::<Json>(text).ok()?;
             &parsed
@@ -220,7 +220,7 @@ fn timed_hmac(key: &hmac::Key, text: &[u8], ttl: i64, now: i64, separator: i64, 
     // in its URL-safe form. So the time is found from the left of a `-` behind ten digits, the last such.
     let dashes = memchr::memchr_iter(b'-', text).rev().filter(|at| {
         let digits = at.checked_sub(10).and_then(|start| text.get(start..*at));
-        digits.is_some_and(|d| d.iter().all(u8::is_ascii_digit)) && text.len() - at > 43
+        digits.is_some_and(|d| d.iter().all(u8::is_ascii_digit)) && (44..=133).contains(&(text.len() - at))
     });
     for dash in dashes {
         let time = text.get(dash - 10..dash)?;

@@ -2,12 +2,10 @@
 
 use std::borrow::Cow;
 
-use http::HeaderName;
-use serde_json::Value as Json;
-
-use super::Targets;
+use super::{Targets, json};
 use crate::rules::View;
 use crate::rules::normalise::url_decode;
+use crate::rules::view::FORM;
 
 /// The name of a body that is XML.
 const DOCUMENT: &str = "http.request.body.raw (XML)";
@@ -45,87 +43,98 @@ impl<'a> Input<'a> {
 /// Takes a piece; `false`: no more.
 type Give<'g> = &'g mut dyn FnMut(&'static str, Targets, Cow<'_, [u8]>) -> bool;
 
-/// Headers that hold nothing of an application's, or what may look like anything.
-const LEFT_OUT: [&str; 7] = ["cookie", "user-agent", "referer", "content-length", "host", "if-none-match", "sec-websocket-key"];
+/// Headers that are looked at elsewhere, or are numbers.
+const LEFT_OUT: [&str; 5] = ["cookie", "user-agent", "referer", "content-length", "host"];
 
-/// Calls `each` with every piece until it says `false`.
+/// Calls `each` with every piece until it says `false`. What a request has more pieces of than [`MOST`] is given
+/// as a whole.
 pub fn inputs(view: &View<'_>, each: &mut dyn FnMut(&Input<'_>) -> bool) {
-    let mut left = MOST;
     let mut give = |name: &'static str, target: Targets, text: Cow<'_, [u8]>| {
-        left = left.saturating_sub(1);
         let document = name == DOCUMENT;
-        left > 0 && (text.is_empty() || each(&Input { document, ..Input::new(name, target, text) }))
+        text.is_empty() || each(&Input { document, ..Input::new(name, target, text) })
     };
-    let target = view.target;
-    // A `+` is a plus in a path.
-    let path = |text: &str| match text.contains('%') {
-        true => Cow::Owned(url_decode(text.replace('+', "%2B").as_bytes(), false).into_owned()),
-        false => Cow::Owned(text.as_bytes().to_vec()),
-    };
-    let normal = path(&target.path);
-    let raw = path(target.raw_path);
-    let sent = target.raw_path.as_bytes();
-    let (decoded, differ) = (*raw != *sent, normal != raw);
-    let mut going = give("http.request.uri.path", Targets::PATH, normal);
-    going = going && (!differ || give("raw.http.request.uri.path", Targets::PATH, raw));
-    // What hides by how it is encoded shows before it is decoded.
-    going = going && (!decoded || give("raw.http.request.uri.path", Targets::PATH, Cow::Borrowed(sent)));
-    for (name, value) in view.raw_args().iter() {
-        going = going && give("http.request.uri.args", Targets::QUERY, twice(name));
-        going = going && give("http.request.uri.args", Targets::QUERY, twice(value));
-    }
-    for (_, value) in view.cookies().iter() {
-        going = going && give("http.request.cookies", Targets::COOKIE, twice(value));
-    }
-    going = going && give("http.user_agent", Targets::AGENT, Cow::Borrowed(view.header(&http::header::USER_AGENT)));
-    going = going && give("http.referer", Targets::REFERER, twice(view.header(&http::header::REFERER)));
-    let others = |name: &HeaderName| !LEFT_OUT.contains(&name.as_str());
-    for (_, value) in view.facts.headers.iter().filter(|(name, _)| others(name)) {
-        going = going && give("http.request.headers", Targets::HEADER, Cow::Borrowed(value.as_bytes()));
-    }
+    let going = path(view, &mut give) && query(view, &mut give) && headers(view, &mut give);
     if going && let Some(body) = view.body() {
         self::body(view, body.bytes, &mut give);
     }
 }
 
-fn body(view: &View<'_>, bytes: &[u8], give: Give<'_>) {
-    const BODY: Targets = Targets::BODY;
-    let mime = view.mime();
-    if mime == "application/x-www-form-urlencoded" {
-        for (name, value) in view.form() {
-            if !give("http.request.body.form", BODY, twice(name)) || !give("http.request.body.form", BODY, twice(value)) {
-                return;
-            }
-        }
-    } else if mime.starts_with("multipart/") {
-        for (name, value, file) in view.multipart() {
-            for piece in [name, file, value] {
-                if !give("http.request.body.multipart", BODY, Cow::Borrowed(piece)) {
-                    return;
-                }
-            }
-        }
-    } else if mime.ends_with("json")
-        && let Some(json) = view.json(bytes)
-    {
-        walk(json, &mut |text| give("http.request.body.raw", BODY, Cow::Borrowed(text.as_bytes())));
-    } else {
-        give(
-            if mime.ends_with("xml") || mime.ends_with("plist") { DOCUMENT } else { "http.request.body.raw" },
-            BODY,
-            Cow::Borrowed(bytes),
-        );
-    }
+fn path(view: &View<'_>, give: Give<'_>) -> bool {
+    let target = view.target;
+    // A `+` is a plus in a path.
+    let decoded = |text: &str| match text.contains('%') {
+        true => url_decode(text.replace('+', "%2B").as_bytes(), false).into_owned(),
+        false => text.as_bytes().to_vec(),
+    };
+    let (normal, raw, sent) = (decoded(&target.path), decoded(target.raw_path), target.raw_path.as_bytes());
+    let (differ, encoded) = (normal != raw, *raw != *sent);
+    give("http.request.uri.path", Targets::PATH, Cow::Owned(normal))
+        && (!differ || give("raw.http.request.uri.path", Targets::PATH, Cow::Owned(raw)))
+        // What hides by how it is encoded shows before it is decoded.
+        && (!encoded || give("raw.http.request.uri.path", Targets::PATH, Cow::Borrowed(sent)))
 }
 
-/// Every key and text of a document.
-fn walk(json: &Json, each: &mut dyn FnMut(&str) -> bool) -> bool {
-    match json {
-        Json::String(text) => each(text),
-        Json::Array(all) => all.iter().all(|inner| walk(inner, each)),
-        Json::Object(map) => map.iter().all(|(key, inner)| each(key) && walk(inner, each)),
-        Json::Null | Json::Bool(_) | Json::Number(_) => true,
+fn query(view: &View<'_>, give: Give<'_>) -> bool {
+    const NAME: &str = "http.request.uri.args";
+    let args = view.raw_args();
+    if args.len() > MOST {
+        return give(NAME, Targets::QUERY, twice(view.target.raw_query.unwrap_or_default().as_bytes()));
     }
+    args.iter().all(|(name, value)| give(NAME, Targets::QUERY, twice(name)) && give(NAME, Targets::QUERY, twice(value)))
+}
+
+fn headers(view: &View<'_>, give: Give<'_>) -> bool {
+    let headers = &view.facts.headers;
+    let cookies = || headers.get_all(http::header::COOKIE).iter().map(|v| v.as_bytes());
+    let pairs = || cookies().flat_map(|v| v.split(|b| *b == b';')).map(<[u8]>::trim_ascii);
+    const NAME: &str = "http.request.cookies";
+    let going = match pairs().take(MOST + 1).count() > MOST {
+        true => cookies().all(|v| give(NAME, Targets::COOKIE, twice(v))),
+        false => pairs().all(|pair| {
+            let at = memchr::memchr(b'=', pair);
+            let (name, value) = pair.split_at(at.unwrap_or(pair.len()));
+            give(NAME, Targets::COOKIE, twice(name)) && give(NAME, Targets::COOKIE, twice(value.get(1..).unwrap_or_default()))
+        }),
+    };
+    let others = headers.iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()));
+    going
+        && give("http.user_agent", Targets::AGENT, Cow::Borrowed(view.user_agent()))
+        && give("http.referer", Targets::REFERER, twice(view.referer()))
+        && others.map(|(_, v)| v.as_bytes()).all(|v| give("http.request.headers", Targets::HEADER, Cow::Borrowed(v)))
+}
+
+fn body(view: &View<'_>, bytes: &[u8], give: Give<'_>) {
+    const BODY: Targets = Targets::BODY;
+    const RAW: &str = "http.request.body.raw";
+    let mime = view.mime();
+    if mime == FORM && view.form().len() <= MOST {
+        let mut piece = |text| give("http.request.body.form", BODY, twice(text));
+        view.form().iter().all(|(name, value)| piece(name) && piece(value));
+        return;
+    }
+    let parts = view.multipart().take(MOST + 1).count();
+    if (1..=MOST).contains(&parts) {
+        let mut piece = |text| give("http.request.body.multipart", BODY, Cow::Borrowed(text));
+        view.multipart().all(|(name, value, files)| piece(name) && files.iter().all(|f| piece(f)) && piece(value));
+        return;
+    }
+    if mime.ends_with("json") {
+        let mut left = MOST;
+        let mut stopped = false;
+        let read = json::walk(bytes, &mut |text| {
+            left = left.saturating_sub(1);
+            stopped = !give(RAW, BODY, Cow::Borrowed(text));
+            left > 0 && !stopped
+        });
+        if stopped || (read && left > 0) {
+            return;
+        }
+    }
+    // Whatever it is, some reader may decode it.
+    let decoded = twice(bytes);
+    let differs = *decoded != *bytes;
+    let name = if mime.ends_with("xml") || mime.ends_with("plist") { DOCUMENT } else { RAW };
+    let _ = give(name, BODY, Cow::Borrowed(bytes)) && (!differs || give(name, BODY, decoded));
 }
 
 /// Decoded, and once more: what was encoded twice was encoded to hide.
