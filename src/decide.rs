@@ -23,7 +23,7 @@ use crate::transforms::{Change, Rewritten};
 use crate::upstream::plan::{Mode, Moved};
 use crate::upstream::{Plan, Start};
 use crate::waf::challenge::{self, Client, Level};
-use crate::waf::{Action, Findings, Matches, Ruling};
+use crate::waf::{Action, Findings, Later, Matches, Ruling};
 
 /// The cookie of `steering.read_your_writes`: until when, signed.
 pub const WROTE: &str = "portolan-wrote";
@@ -48,8 +48,8 @@ pub struct Decision {
     pub path: Option<Box<str>>,
     /// What transforms change, if anything.
     pub changes: Option<Box<Changes>>,
-    /// Rules wait for the body: see [`inspect`].
-    pub inspect: bool,
+    /// What waits for the body: see [`inspect`].
+    pub later: Option<Later>,
     /// A header for an answer of ours: where to go, or a cookie.
     pub header: Option<HeaderValue>,
     /// What happens now.
@@ -91,7 +91,7 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         matches: Matches::new(),
         path: None,
         changes: None,
-        inspect: false,
+        later: None,
         header: None,
         next: Next::Refuse(Refusal::NoRoute),
     };
@@ -130,7 +130,7 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         let mut findings = Findings { open: mode == Mode::Peek, ..Findings::default() };
         let ruling = judge(snapshot, &view, &mut findings);
         decision.matches = findings.matches;
-        decision.inspect = findings.inspect;
+        decision.later = findings.later;
         match ruling {
             Ruling::Pass => {}
             Ruling::NeedBody => return Decision { next: Next::NeedBody, ..decision },
@@ -241,7 +241,7 @@ pub fn inspect(snapshot: &Snapshot, facts: &Facts<'_>, decision: &mut Decision, 
     let (target, _) = rewritten(snapshot, facts, asker);
     let mut view = View::new(facts, &target, asker);
     view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
-    let mut findings = Findings::default();
+    let mut findings = Findings { later: decision.later.take(), ..Findings::default() };
     let ruling = judge(snapshot, &view, &mut findings);
     let known = |m: &crate::waf::Match| decision.matches.iter().any(|k| k.rule == m.rule);
     let new: Matches = findings.matches.into_iter().filter(|m| !known(m)).collect();
@@ -277,8 +277,10 @@ pub fn response_changes(
 /// What the client gets that a rule stopped.
 fn stop(snapshot: &Snapshot, view: &View<'_>, ruling: Ruling, mode: Mode) -> (Refusal, Option<HeaderValue>) {
     let commit = mode == Mode::Commit;
-    let blocked = |rule, status| {
-        if commit {
+    let blocked = |rule: Option<u16>, status| {
+        // What a client was blocked for because of its score would keep that score up for ever.
+        let by = rule.and_then(|n| snapshot.waf.rules.get(usize::from(n)));
+        if commit && by.is_none_or(|rule| !rule.filter.uses().standing()) {
             snapshot.standing.note(view.asker.ip, Deed::Blocked, view.asker.now);
         }
         (Refusal::Blocked { rule, status }, None)
@@ -328,8 +330,14 @@ fn answered(
         let pairs = facts.query.unwrap_or_default().split('&').filter_map(|p| p.split_once('='));
         pairs.into_iter().find(|(n, _)| *n == name).map(|(_, value)| value)
     };
+    // Whoever is led here by another site's link or picture did nothing: only what a page of ours sends counts.
     let solved = facts.method == http::Method::POST;
-    let token = if solved { facts.header(challenge::TOKEN) } else { argument("t") };
+    let waited = facts.method == http::Method::GET;
+    let token = match (solved, waited) {
+        (true, _) => facts.header(challenge::TOKEN),
+        (_, true) => argument("t"),
+        (false, false) => None,
+    };
     let solution = if solved { Some(facts.header(challenge::SOLUTION).unwrap_or_default()) } else { None };
     let answer = challenge::Answer { token: token.unwrap_or_default(), solution };
     let known = |tag| snapshot.waf.challenged_by(tag).is_some();
@@ -342,11 +350,9 @@ fn answered(
             (Refusal::ChallengePassed { waited: level == Level::Waited }, HeaderValue::from_str(&cookie).ok())
         }
         Err(wrong) => {
+            use challenge::Wrong::{Forged, Spent, Unsolved};
             // Who is late, or comes back to an old page, did nothing bad.
-            use challenge::Wrong::{Expired, Forged, Impatient, Malformed, Outdated, Spent, Unsolved};
-            let bad = matches!(wrong, Malformed | Forged | Unsolved | Spent);
-            debug_assert!(bad || matches!(wrong, Expired | Impatient | Outdated));
-            if commit && bad {
+            if commit && solved && matches!(wrong, Forged | Unsolved | Spent) {
                 snapshot.standing.note(client.ip, Deed::ChallengeFailed, now);
             }
             (Refusal::ChallengeFailed { wrong }, None)

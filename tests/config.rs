@@ -209,3 +209,35 @@ waf:
     let list = portolan(&["rules", "list"]);
     assert!(text(&list.stdout).lines().count() > 80 && text(&list.stdout).contains("sqli-libinjection"));
 }
+
+/// What was expanded into rules and transforms is in no explanation.
+#[test]
+fn explanations_keep_secrets() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let config = dir.path().join("p.yaml");
+    std::fs::write(
+        &config,
+        "regions: { a: { upstreams: [http://127.0.0.1:1] } }
+routes: [{ match: 'http.host ne \"${env:PORTOLAN_TEST_SECRET}\"' }]
+redirects: [{ expression: 'http.request.uri.path eq \"/r\"', to: '/${env:PORTOLAN_TEST_SECRET}' }]
+transforms:
+  - request: { set: { X-Auth: '${env:PORTOLAN_TEST_SECRET}', X-Bearer: { expression: 'concat(\"Bearer \", \"${env:PORTOLAN_TEST_SECRET}\")' } } }
+waf:
+  rules:
+    - { id: key, action: log, expression: 'not http.request.headers[\"x-key\"][0] eq \"${env:PORTOLAN_TEST_SECRET}\"' }
+    - { id: hmac, action: log, expression: 'to_string(is_timed_hmac_valid_v0(\"inlinekey\", http.request.uri, 10, 5)) eq \"false\"' }
+",
+    )
+    .unwrap();
+    let config = config.display().to_string();
+    for (path, json) in [("/", &[][..]), ("/", &["--json"]), ("/r", &[])] {
+        let output = portolan(&[&["explain", "--config", &config, "--ip", "192.0.2.1", path], json].concat());
+        let said = text(&output.stdout);
+        assert!(output.status.success() && said.contains('…'), "{said}{}", text(&output.stderr));
+        assert!(!said.contains("hunter2") && !said.contains("inlinekey"), "{said}");
+    }
+    let requests = dir.path().join("r.jsonl");
+    std::fs::write(&requests, "{\"url\": \"/\"}\n").unwrap();
+    let output = portolan(&["rules", "test", "--config", &config, "--requests", &requests.display().to_string()]);
+    assert!(!text(&output.stdout).contains("hunter2") && !text(&output.stdout).contains("inlinekey"), "{}", text(&output.stdout));
+}

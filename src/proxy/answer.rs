@@ -1,5 +1,7 @@
 //! Answers of our own.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
 use pingora::Result;
@@ -29,7 +31,10 @@ struct Content {
 pub async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) -> Result<()> {
     ctx.refusal = Some(refusal);
     let Content { kind, body, more } = content(session, ctx, refusal);
-    let mut response = ResponseHeader::build(refusal.status(), Some(8))?;
+    // A browser that failed is sent back to where it came from.
+    let back = matches!(refusal, Refusal::ChallengeFailed { .. }) && more.iter().any(|(name, _)| *name == header::LOCATION);
+    let status = if back { 303 } else { refusal.status() };
+    let mut response = ResponseHeader::build(status, Some(8))?;
     // RFC 9110, section 15.3.5: 204 has no content, and says nothing of any.
     if refusal.status() != 204 {
         response.insert_header(header::CONTENT_TYPE, kind)?;
@@ -49,7 +54,30 @@ pub async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     if !empty {
         session.write_response_body(Some(body), true).await?;
     }
+    drain(session).await;
     Ok(())
+}
+
+/// An HTTP/2 stream that is dropped in the middle of an upload is reset, and many clients then show nothing of
+/// the answer: what is still coming is read, within bounds. (Over HTTP/1.1 the connection is closed.)
+async fn drain(session: &mut Session) {
+    const MOST: usize = 1 << 20;
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let downstream = session.as_downstream_mut();
+    if !downstream.is_http2() || downstream.is_body_done() {
+        return;
+    }
+    let read = async {
+        let mut left = MOST;
+        while let Ok(Some(chunk)) = downstream.read_request_body().await {
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Whether it was all or not, it is over.
+    let _ = tokio::time::timeout(PATIENCE, read).await;
 }
 
 fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
@@ -72,6 +100,10 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
                 more.push((header::LOCATION, came_from(session.req_header())));
             }
             Content { more, ..text() }
+        }
+        // Whoever comes from the page without JavaScript gets another one.
+        Refusal::ChallengeFailed { .. } if is_browser(session.req_header()) => {
+            Content { more: vec![(header::LOCATION, came_from(session.req_header()))], ..text() }
         }
         Refusal::ChallengeFailed { wrong } => {
             let body = json!({ "error": "challenge_failed", "reason": wrong.label(), "request_id": ctx.request_id.to_str().unwrap_or("-") });

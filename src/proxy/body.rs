@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header;
+use http::{Version, header};
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
@@ -37,7 +37,9 @@ pub async fn read(session: &mut Session, limit: usize, patience: Duration) -> Re
         return Ok(None);
     }
     let expects = session.req_header().headers.get(header::EXPECT);
-    if expects.is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    // HTTP/1.0 knows no interim responses (RFC 9110, section 10.1.1).
+    let knows = session.req_header().version >= Version::HTTP_11;
+    if knows && expects.is_some_and(|e| e.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         session.as_downstream_mut().write_continue_response().await?;
     }
     let downstream = session.as_downstream_mut();

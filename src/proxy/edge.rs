@@ -160,20 +160,31 @@ impl ProxyHttp for Edge {
         let has_body = !session.as_downstream_mut().is_body_empty();
         let fresh = fresh_id();
         let request_id = fresh.to_str().unwrap_or("-");
-        let mut given = Given { has_body, body: Seen::Unread, request_id, chance: ctx.chance };
-        let snapshot = &ctx.live.snapshot;
+        let live = ctx.live.clone();
+        let snapshot = &live.snapshot;
+        let body = match has_body {
+            false => Seen::Read(Body::default()),
+            // A call may wait for an answer before it goes on, so nothing of it is held back.
+            true if is_grpc(session) => Seen::Read(Body { truncated: true, ..Body::default() }),
+            true => Seen::Unread,
+        };
+        let mut given = Given { has_body, body, request_id, chance: ctx.chance };
         let mut decision = decide(snapshot, &facts(session, given), ctx.started, Mode::Commit);
         let read;
         if let Next::NeedBody = decision.next {
             let route = decision.route.and_then(|m| snapshot.route(m.route));
             let patience = route.map_or(DEFAULT_PATIENCE, |r| r.timeouts.idle);
+            // Should the body never come, the log knows whose it was.
+            ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh.clone());
+            ctx.decision = Some(decision);
             read = body::read(session, snapshot.waf.body_limit, patience).await?;
             given.body = match &read {
                 Some(bytes) => Seen::Read(Body { bytes, truncated: false, size: bytes.len() as u64 }),
                 None => Seen::Later,
             };
             ctx.body_read = read.is_some();
-            decision = decide(snapshot, &facts(session, given), ctx.started, Mode::Commit);
+            // The client's time is not the origin's: `timeouts.total` begins here.
+            decision = decide(snapshot, &facts(session, given), clock::now(), Mode::Commit);
         }
         ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh);
         let refusal = match &decision.next {
@@ -182,7 +193,7 @@ impl ProxyHttp for Edge {
             // It was given, so it is not asked for again.
             Next::NeedBody => Some(Refusal::Internal),
         };
-        if decision.inspect {
+        if decision.later.is_some() {
             ctx.inspection = Inspection::Holding(Vec::new());
         }
         ctx.decision = Some(decision);

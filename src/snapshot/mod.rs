@@ -49,6 +49,8 @@ pub struct Snapshot {
     pub databases: Databases,
     /// Opens and signs cookies.
     pub key: Arc<Key>,
+    /// What was expanded into texts of the configuration.
+    secrets: Box<[String]>,
     /// Named lists.
     pub lists: Lists,
     /// What clients did lately.
@@ -72,6 +74,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// A text without what was expanded into the configuration: nobody may see that.
+    pub fn hide(&self, text: &str) -> String {
+        let secrets = self.secrets.iter().filter(|s| !s.is_empty());
+        secrets.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "…"))
+    }
+
     /// A route by its id.
     pub fn route(&self, id: RouteId) -> Option<&Route> {
         self.routes.get(id.0 as usize)
@@ -176,6 +184,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         trust: Trust { proxies: client.trusted_proxies.iter().map(|n| n.0).collect(), header: client.ip_header.0.clone() },
         databases: resources.databases.clone(),
         key: memory.key.clone(),
+        secrets: resources.secrets.clone().into(),
         lists: compiler.lists,
         standing: memory.standing.clone(),
         challenges: memory.challenges.clone(),

@@ -11,6 +11,7 @@ use crate::config::waf::{self as typed, Mode, Skip, Text};
 use crate::config::{self, Problem};
 use crate::key_path;
 use crate::lists::{List, Lists};
+use crate::respond::headers::{Pass, pass};
 use crate::rules::{ExprError, Filter, Limits, Phase, Scope, Template};
 use crate::transforms::{Edits, Location, Redirect, Transform, Transforms, is_fixed};
 use crate::waf::challenge::{Kind, Settings};
@@ -116,6 +117,11 @@ impl Compiler<'_> {
         let filter = self.optional(at, expression.as_deref(), if after { Phase::Response } else { Phase::Request })?;
         let path = path.as_ref().and_then(|p| self.template(&at.join("path"), p, Phase::Request));
         let query = query.as_ref().and_then(|q| self.template(&at.join("query"), q, Phase::Request));
+        for name in request.set.keys().filter(|name| pass(name.0.as_str(), "", false) == Pass::Drop && !is_fixed(&name.0)) {
+            let at = at.join("request").join("set").join(&name.0);
+            let problem = Problem::error(at, format!("`{}` tells the origin who asks, and is Portolan's own to set", name.0));
+            self.problems.push(problem.hint("give it another name, or `remove` it"));
+        }
         let request = self.edits(&at.join("request"), request, Phase::Routed);
         let response = self.edits(&at.join("response"), response, Phase::Response);
         Some(Transform { filter, after, path, query, request, response })

@@ -79,7 +79,8 @@ pub enum Change {
 
 /// Headers that no transform may touch: they frame messages, or say what only Portolan may.
 pub fn is_fixed(name: &HeaderName) -> bool {
-    const FIXED: [&str; 12] = [
+    const FIXED: [&str; 15] = [
+        "cache-status",
         "connection",
         "content-length",
         "date",
@@ -87,13 +88,15 @@ pub fn is_fixed(name: &HeaderName) -> bool {
         "host",
         "keep-alive",
         "proxy-connection",
+        "proxy-status",
+        "set-cookie",
         "te",
         "trailer",
         "transfer-encoding",
         "upgrade",
         "x-request-id",
     ];
-    FIXED.contains(&name.as_str()) || name.as_str().starts_with("portolan-")
+    FIXED.contains(&name.as_str()) || ["portolan-", "portolan_"].iter().any(|own| name.as_str().starts_with(own))
 }
 
 impl Edits {
@@ -102,12 +105,13 @@ impl Edits {
         self.set.is_empty() && self.remove.is_empty()
     }
 
-    /// Appends what has to be changed. A value with a part missing, or one that no header can carry, changes nothing.
+    /// Appends what has to be changed.
     fn changes(&self, view: &View<'_>, to: &mut Vec<Change>) {
         to.extend(self.remove.iter().cloned().map(Change::Remove));
         for (name, template) in &self.set {
+            // Without a value there is no header, whatever the other side sent.
             let value = template.render(view).and_then(|text| HeaderValue::from_bytes(&text).ok());
-            to.extend(value.map(|value| Change::Set(name.clone(), value)));
+            to.push(value.map_or(Change::Remove(name.clone()), |value| Change::Set(name.clone(), value)));
         }
     }
 }

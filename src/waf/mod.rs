@@ -130,12 +130,25 @@ pub enum Ruling {
 pub struct Findings {
     /// Rules that applied.
     pub matches: Matches,
-    /// What is left out from here on.
-    pub skips: Skips,
-    /// Rules wait for the body, which is looked at on its way.
-    pub inspect: bool,
+    /// Categories of the managed ruleset that are left out.
+    pub skipped: u16,
+    /// Categories that a rule may leave out which waits for the body.
+    pub awaited: u16,
+    /// What waits for the body, which is looked at on its way.
+    pub later: Option<Later>,
     /// Nobody but the asker sees what is found: what may be private is shown, too.
     pub open: bool,
+}
+
+/// What is asked once the body is there: rules that look at it, and whatever one of them might have skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Later {
+    /// Behind this rule every one is asked.
+    from: usize,
+    /// Up to this one: those behind it were skipped.
+    until: usize,
+    /// Categories of the managed ruleset that were left out.
+    skipped: u16,
 }
 
 impl Rule {
@@ -159,13 +172,31 @@ impl Waf {
 
     /// Asks the rules in order. `cleared`: did the client pass a challenge of this kind?
     pub fn judge(&self, view: &View<'_>, cleared: impl Fn(Kind) -> bool, findings: &mut Findings) -> Ruling {
+        let waited = findings.later.take();
+        let mut until = waited.map_or(self.rules.len(), |later| later.until);
+        let mut later = None;
         for (n, rule) in self.rules.iter().enumerate() {
-            if rule.filter.uses().body() {
+            if n >= until {
+                break;
+            }
+            let body = rule.filter.uses().body();
+            // What was answered before the body was there is not asked again.
+            if waited.is_some_and(|waited| !body && n <= waited.from) {
+                continue;
+            }
+            if body {
                 match view.facts.body {
                     Seen::Read(_) => {}
                     Seen::Unread => return Ruling::NeedBody,
                     Seen::Later => {
-                        findings.inspect = true;
+                        let from = later.get_or_insert(usize::MAX);
+                        if let Action::Skip(skips) = rule.action {
+                            findings.awaited |= skips.categories;
+                            if skips.rest {
+                                *from = n;
+                                break;
+                            }
+                        }
                         continue;
                     }
                 }
@@ -186,9 +217,9 @@ impl Waf {
             match &rule.action {
                 Action::Log => {}
                 Action::Skip(skips) => {
-                    findings.skips.categories |= skips.categories;
+                    findings.skipped |= skips.categories;
                     if skips.rest {
-                        break;
+                        until = n + 1;
                     }
                 }
                 Action::Block(_) | Action::Challenge(_) | Action::Redirect(_) => {
@@ -196,27 +227,31 @@ impl Waf {
                 }
             }
         }
+        let skipped = findings.skipped | waited.map_or(0, |waited| waited.skipped);
+        findings.skipped = skipped;
+        findings.later = later.map(|from| Later { from, until, skipped });
         Ruling::Pass
     }
 
     /// Asks the managed ruleset.
     pub fn judge_managed(&self, view: &View<'_>, findings: &mut Findings) -> Ruling {
         let Some(managed) = &self.managed else { return Ruling::Pass };
-        if findings.skips.categories == Category::ALL {
+        let skipped = findings.skipped | findings.awaited;
+        if findings.skipped == Category::ALL {
             return Ruling::Pass;
         }
         match view.facts.body {
-            Seen::Unread if view.facts.has_body => return Ruling::NeedBody,
-            Seen::Later => findings.inspect = true,
-            Seen::Read(_) | Seen::Unread => {}
+            Seen::Unread => return Ruling::NeedBody,
+            Seen::Later => {
+                let all = Later { from: usize::MAX, until: self.rules.len(), skipped: findings.skipped };
+                findings.later.get_or_insert(all);
+            }
+            Seen::Read(_) => {}
         }
-        let Some(found) = managed.find(view, findings.skips.categories) else { return Ruling::Pass };
+        let Some(found) = managed.find(view, skipped) else { return Ruling::Pass };
         let action = if managed.log_only { LOG } else { "block" };
-        let known = findings.matches.iter().any(|m| *m.rule == *found.rule);
-        if !known {
-            let seen = trace::Seen { operand: "input".to_owned(), value: Some(found.input.to_owned()) };
-            findings.matches.push(Match { rule: found.rule, action, seen: vec![seen] });
-        }
+        let seen = trace::Seen { operand: "input".to_owned(), value: Some(found.input.to_owned()) };
+        findings.matches.push(Match { rule: found.rule, action, seen: vec![seen] });
         if managed.log_only { Ruling::Pass } else { Ruling::Managed }
     }
 

@@ -56,6 +56,7 @@ async fn only_an_answer_of_ones_own_counts_and_once() {
         (&token.replacen(".10.", ".1.", 1), &solution, vec![BROWSER[1]], "forged"),
         (&token, "1234567890123", vec![BROWSER[1]], "unsolved"),
         (&token, "", vec![BROWSER[1]], "unsolved"),
+        (&token, "99999999999999999999999", vec![BROWSER[1]], "unsolved"),
         ("", &solution, vec![BROWSER[1]], "malformed"),
     ] {
         let refused = answer(&edge, token, solution, &more).await;
@@ -117,6 +118,9 @@ async fn who_waits() {
     let link = page.split("url=").nth(1).unwrap().split('"').next().unwrap().replace("&amp;", "&");
     assert!(link.ends_with("&to=/guarded%3Fa%3D1%26b%3D%2520"), "{link}");
     let early = edge.get(&link, &BROWSER).await;
+    assert_eq!((early.status, early.header("location")), (303, Some("/guarded?a=1&b=%20")), "back to a new page");
+    assert_eq!(early.header("set-cookie"), None);
+    let early = edge.get(&link, &[BROWSER[1]]).await;
     assert!(early.text().contains("\"reason\":\"impatient\""), "{}", early.text());
     assert!(!edge.get("/script", &BROWSER).await.text().contains("http-equiv=\"refresh\""));
     // Six seconds of a test would be six seconds too many: the token is made as old as it has to be.
@@ -129,6 +133,50 @@ async fn who_waits() {
     let cookie = back.header("set-cookie").unwrap().split(';').next().unwrap();
     assert_eq!(edge.get("/guarded", &[("Cookie", cookie), BROWSER[1]]).await.status, 200);
     assert_eq!(edge.get("/script", &[("Cookie", cookie), BROWSER[1]]).await.status, 403, "waiting is not computing");
+}
+
+/// Another site can neither spoil a visitor's name nor wait in its place, and who is suspect has to compute.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_judged_for_what_others_do() {
+    let origin = Origin::always(ok("through")).await;
+    let edge = Portolan::start(&format!(
+        "regions: {{ a: {{ upstreams: [\"{}\"] }} }}
+routes: [{{ name: all }}]
+lists:
+  odd: {{ ip: [192.0.2.0/24], reputation: 30 }}
+  bad: {{ ip: [198.51.100.0/24], reputation: 60 }}
+waf:
+  challenge: {{ difficulty: 8 }}
+  rules:
+    - {{ id: points, expression: cf.threat_score gt 90, action: block }}
+    - {{ id: toll, expression: 'http.request.uri.path eq \"/guarded\"', action: challenge }}
+    - {{ id: quiet, expression: 'http.request.uri.path eq \"/managed\"', action: managed_challenge }}
+",
+        origin.url()
+    ))
+    .await;
+    for _ in 0..6 {
+        let refused = edge.get("/.portolan/challenge?t=x", &[("Sec-Fetch-Site", "cross-site")]).await;
+        assert_eq!(refused.status, 403);
+        let back = edge.get("/.portolan/challenge?t=x&to=/a", &BROWSER).await;
+        assert_eq!((back.status, back.header("location")), (303, Some("/a")), "a browser gets another try");
+    }
+    assert_eq!(edge.get("/", &[]).await.status, 200);
+    // What speaks against a client makes it harder, and then there is no waiting.
+    let page = async |path: &'static str, ip: &'static str| {
+        let text = edge.get(path, &[BROWSER[0], BROWSER[1], ("X-Forwarded-For", ip)]).await.text();
+        let bits: u8 = token(&text).split('.').nth(1).unwrap().parse().unwrap();
+        (bits, text.contains("http-equiv=\"refresh\""))
+    };
+    assert_eq!(page("/guarded", "203.0.113.1").await, (8, true));
+    assert_eq!(page("/guarded", "192.0.2.1").await, (8, true));
+    assert_eq!(page("/guarded", "198.51.100.1").await, (10, false));
+    assert_eq!(page("/managed", "203.0.113.1").await, (6, true));
+    assert_eq!(page("/managed", "192.0.2.1").await, (8, false));
+    // Whoever solves one is thought better of.
+    let me = [BROWSER[0], BROWSER[1], ("X-Forwarded-For", "203.0.113.2")];
+    let token = token(&edge.get("/managed", &me).await.text());
+    assert_eq!(answer(&edge, &token, &solve(&token, 6), &me).await.status, 204);
 }
 
 /// A browser that is told to go there.

@@ -131,3 +131,36 @@ waf:
     edge.get("/", &[("X-Forwarded-For", "8.8.8.8")]).await;
     assert_eq!([matched("hosting").await, matched("number").await], [1.0, 1.0]);
 }
+
+/// One file may serve two lists, and an entry with an end is gone when it comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn shared_files_and_entries_that_expire() {
+    let origin = Origin::always(ok("served")).await;
+    let dir = tempfile::TempDir::new().unwrap();
+    let soon = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 2;
+    std::fs::write(dir.path().join("bad.csv"), format!("192.0.2.0/24,60,scanner,{soon}\n198.51.100.0/24\n")).unwrap();
+    let yaml = format!(
+        "regions: {{ a: {{ upstreams: [\"{}\"] }} }}
+routes: [{{ name: all }}]
+lists:
+  bad: {{ ip: {{ file: bad.csv }} }}
+  shady: {{ ip: {{ file: bad.csv }}, reputation: 20 }}
+waf:
+  rules:
+    - {{ id: bad, expression: ip.src in $bad and http.request.uri.path eq \"/bad\", action: block }}
+    - {{ id: shady, expression: cf.threat_score ge 60 and http.request.uri.path eq \"/shady\", action: block }}
+",
+        origin.url()
+    );
+    std::fs::write(dir.path().join("portolan.yaml"), whole(&yaml)).unwrap();
+    let edge = Portolan::in_dir(dir).await;
+    let both = async |ip: &'static str| {
+        [edge.get("/bad", &[("X-Forwarded-For", ip)]).await.status, edge.get("/shady", &[("X-Forwarded-For", ip)]).await.status]
+    };
+    assert_eq!([both("192.0.2.1").await, both("198.51.100.1").await], [[403, 403], [403, 200]]);
+    edge.until("the entry's end", |s| s.reload.lock().generation == 2).await;
+    assert_eq!([both("192.0.2.2").await, both("198.51.100.2").await], [[200, 200], [403, 200]]);
+    replace(&edge.path("bad.csv"), "");
+    edge.until("it is told", |s| s.reload.lock().problems.len() == 2).await;
+    assert_eq!(both("198.51.100.3").await, [403, 200], "both keep what they had");
+}

@@ -37,7 +37,7 @@ waf: {{ rules: [{{ id: sees-the-new-path, expression: 'http.request.uri.path eq 
     ))
     .await;
     let gb = ("X-Forwarded-For", "81.2.69.160");
-    let got = edge.get("/v1/orders?utm_source=x&id=7", &[gb, ("X-Debug", "1")]).await;
+    let got = edge.get("/v1/orders?utm_source=x&id=7", &[gb, ("X-Debug", "1"), ("X-None", "forged")]).await;
     assert_eq!((got.status, got.header("x-api"), got.header("x-served-by")), (200, Some("1"), Some("eu/200")));
     assert_eq!((got.header("server"), got.header("x-old")), (None, None));
     let received = origin.received().pop().unwrap();

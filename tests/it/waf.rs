@@ -323,3 +323,156 @@ async fn a_body_that_never_comes() {
     assert_eq!(parse(&answer, false).status, 408, "{}", String::from_utf8_lossy(&answer));
     assert_eq!(origin.connections(), 0);
 }
+
+/// A request without a body has one that is empty, and is judged before anybody hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_body_is_no_way_around() {
+    let origin = Origin::always(ok("served")).await;
+    let rules = "waf:
+  rules:
+    - { id: mixed, expression: 'http.request.uri.path contains \"/admin\" or http.request.body.raw contains \"evil\"', action: block }
+    - { id: empty, expression: 'http.request.uri.path eq \"/upload\" and http.request.body.size eq 0', action: block }
+";
+    let edge = edge(&origin, rules).await;
+    for (method, path) in [("DELETE", "/admin/x"), ("GET", "/admin"), ("HEAD", "/admin"), ("POST", "/upload")] {
+        assert_eq!(edge.request(method, path, &[], b"").await.status, 403, "{method} {path}");
+    }
+    assert_eq!(origin.count(), 0);
+    assert_eq!(edge.request("DELETE", "/x", &[], b"").await.status, 200);
+}
+
+/// The host of a rule is the host of a route.
+#[tokio::test(flavor = "multi_thread")]
+async fn ways_around_a_rule_on_hosts_and_headers() {
+    let origin = Origin::always(ok("served")).await;
+    let rules = "waf:
+  rules:
+    - { id: host, expression: 'http.host eq \"admin.example\"', action: block }
+    - { id: agent, expression: 'http.user_agent contains \"sqlmap\"', action: block }
+";
+    let edge = edge(&origin, rules).await;
+    for host in ["admin.example", "ADMIN.example", "admin.example:8080", "admin.example.", "Admin.Example.:80"] {
+        assert_eq!(edge.get("/", &[("Host", host)]).await.status, 403, "{host}");
+    }
+    assert_eq!(edge.get("/", &[("User-Agent", "Mozilla/5.0"), ("User-Agent", "sqlmap/1.8")]).await.status, 403);
+    assert_eq!(edge.get("/", &[("Host", "www.admin.example")]).await.status, 200);
+}
+
+/// The answer to an upload that is not over reaches an HTTP/2 client, and so does what a rule says of its body.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_http2() {
+    let origin = Origin::always(ok("served")).await;
+    let rules = BODY_RULES.replace(
+        "  rules:\n",
+        "  rules:\n    - { id: early, expression: 'http.request.uri.path eq \"/early\"', action: block }\n",
+    );
+    let edge = edge(&origin, &rules).await;
+    let stream = TcpStream::connect(edge.address).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    let evil = [&b"evil"[..], &[b'x'; 200_000]].concat();
+    for (path, body, status) in [
+        ("/", b"an evil thing".to_vec(), 403),
+        ("/", b"a good thing".to_vec(), 200),
+        ("/", evil.clone(), 403),
+        ("/early", vec![b'x'; 200_000], 403),
+        ("/", vec![b'x'; 200_000], 200),
+    ] {
+        let request = http::Request::post(format!("http://a.example{path}")).body(()).unwrap();
+        let (answer, mut upload) = client.send_request(request, false).unwrap();
+        let length = body.len();
+        let sending = tokio::spawn(async move {
+            for chunk in body.chunks(10_000) {
+                upload.reserve_capacity(chunk.len());
+                let mut left = bytes::Bytes::copy_from_slice(chunk);
+                while !left.is_empty() {
+                    // An early answer may end the upload; that is no mistake of the client's.
+                    let Some(Ok(room)) = std::future::poll_fn(|cx| upload.poll_capacity(cx)).await else { return };
+                    if upload.send_data(left.split_to(room.min(left.len())), false).is_err() {
+                        return;
+                    }
+                }
+            }
+            let _ = upload.send_data(bytes::Bytes::new(), true);
+        });
+        let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap();
+        assert_eq!(answer.status(), status, "{path} {length}");
+        sending.await.unwrap();
+    }
+    assert!(origin.received().iter().all(|r| !r.body.starts_with(b"evil")));
+}
+
+/// What a rule skips that waits for the body, waits as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_skip_that_waits_for_the_body() {
+    let origin = Origin::always(ok("served")).await;
+    let edge = edge(
+        &origin,
+        "waf:
+  body_limit: 1KiB
+  rules:
+    - { id: signed, expression: 'http.request.body.raw contains \"sesame\"', action: skip, skip: [rest, managed] }
+    - { id: closed, expression: 'http.request.uri.path eq \"/closed\"', action: block }
+  managed: { enabled: true }
+",
+    )
+    .await;
+    let long = |start: &str| [start.as_bytes(), &[b'x'; 5_000]].concat();
+    for (path, body, status) in [
+        ("/closed", b"sesame".to_vec(), 200),
+        ("/closed", b"other".to_vec(), 403),
+        ("/closed", long("sesame"), 200),
+        ("/closed", long("other"), 403),
+        ("/?f=../../etc/passwd", long("sesame"), 200),
+        ("/?f=../../etc/passwd", long("other"), 403),
+        ("/open", long("other"), 200),
+    ] {
+        assert_eq!(edge.request("POST", path, &[], &body).await.status, status, "{path} {}", body.len());
+    }
+    assert!(origin.received().iter().all(|r| !r.body.starts_with(b"other") || r.head.contains("/open")));
+}
+
+/// The client's time is not the origin's, and a body that never came is known by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_bodies_have_their_own_time() {
+    let origin = Origin::always(ok("served")).await;
+    let edge = Portolan::start(&format!(
+        "access_log: {{ path: access.log }}
+regions: {{ a: {{ upstreams: [\"{}\"] }} }}
+routes: [{{ name: all, timeouts: {{ total: 300ms, idle: 1s }} }}]
+{BODY_RULES}",
+        origin.url()
+    ))
+    .await;
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    stream
+        .write_all(b"POST /slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhe")
+        .await
+        .unwrap();
+    // A client that takes longer over its body than the origin may take over all.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    stream.write_all(b"llo").await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(parse(&answer, false).status, 200, "{}", String::from_utf8_lossy(&answer));
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    stream.write_all(b"POST /never HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhe").await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = parse(&answer, false);
+    assert_eq!(answer.status, 408);
+    edge.state.access_log.close();
+    let log = std::fs::read_to_string(edge.path("access.log")).unwrap();
+    let line = log.lines().find(|l| l.contains("/never")).expect("its line");
+    assert!(line.contains(answer.header("x-request-id").unwrap()) && line.contains("\"status\":408"), "{line}");
+}
+
+/// Rules of the managed set can be left out one by one.
+#[tokio::test(flavor = "multi_thread")]
+async fn managed_exceptions() {
+    let origin = Origin::always(ok("served")).await;
+    let edge = edge(&origin, "waf: { managed: { enabled: true, except: [sqli-libinjection, traversal-target] } }\n").await;
+    assert_eq!(edge.get("/?q=1%27%20or%20%271%27=%271%27--", &[]).await.status, 200);
+    assert_eq!(edge.get("/?q=%3Cscript%3Ealert(1)%3C/script%3E", &[]).await.status, 403);
+}

@@ -22,7 +22,7 @@ use ring::digest;
 use crate::client::standing::prefix;
 use crate::request::{Moment, mix};
 use crate::signing::{Key, same};
-use spent::Spent;
+use spent::{Spending, Spent};
 
 /// Where answers go.
 pub const PATH: &str = "/.portolan/challenge";
@@ -65,6 +65,10 @@ pub enum Kind {
 
 /// Below this threat score nothing speaks against a client.
 const CALM: u8 = 25;
+/// From this threat score on nobody gets away with waiting.
+const SUSPECT: u8 = 50;
+/// Clocks of several Portolans may differ by this much.
+const SKEW: u64 = 5;
 
 impl Kind {
     /// The metric label.
@@ -79,7 +83,7 @@ impl Kind {
     /// May the client wait in place of computing?
     pub fn waits(self, score: u8) -> bool {
         match self {
-            Self::Challenge => true,
+            Self::Challenge => score < SUSPECT,
             Self::Js => false,
             Self::Managed => score < CALM,
         }
@@ -148,6 +152,8 @@ pub enum Wrong {
     Impatient,
     /// It was used before.
     Spent,
+    /// Too many were used lately to tell.
+    Busy,
 }
 
 impl Wrong {
@@ -161,6 +167,7 @@ impl Wrong {
             Self::Unsolved => "unsolved",
             Self::Impatient => "impatient",
             Self::Spent => "spent",
+            Self::Busy => "busy",
         }
     }
 }
@@ -169,6 +176,8 @@ impl Wrong {
 #[derive(Debug, Default)]
 pub struct Challenges {
     spent: Spent,
+    /// Of those that waited: they cost nothing, and must not fill the table of those that did.
+    waited: Spent,
     /// The number of the window of ten seconds, and how many were made in it.
     made: AtomicU64,
 }
@@ -270,8 +279,8 @@ impl Answer<'_> {
         spend: bool,
     ) -> Result<Level, Wrong> {
         let token = Token::open(self.token, key, client)?;
-        let age = unix.checked_sub(token.made).ok_or(Wrong::Expired)?;
-        if age > FRESH.as_secs() {
+        let age = unix.saturating_sub(token.made);
+        if age > FRESH.as_secs() || token.made > unix.saturating_add(SKEW) {
             return Err(Wrong::Expired);
         }
         if !known(token.rule) {
@@ -283,12 +292,12 @@ impl Answer<'_> {
             None if token.waits && age >= WAIT.as_secs() => Level::Waited,
             None => return Err(Wrong::Impatient),
         };
-        let fresh = if spend {
-            challenges.spent.spend(mix(token.nonce), unix)
-        } else {
-            challenges.spent.is_unspent(mix(token.nonce), unix)
-        };
-        if fresh { Ok(level) } else { Err(Wrong::Spent) }
+        let spent = if level == Level::Computed { &challenges.spent } else { &challenges.waited };
+        match spent.spend(mix(token.nonce), unix, spend) {
+            Spending::Fresh => Ok(level),
+            Spending::Before => Err(Wrong::Spent),
+            Spending::Full => Err(Wrong::Busy),
+        }
     }
 }
 
@@ -350,7 +359,7 @@ mod tests {
             (Wrong::Forged, check(&signed, good, Client { ip: "127.0.0.2".parse().unwrap(), ..CLIENT }, 1_001, true)),
             (Wrong::Forged, check(&signed, good, Client { agent: b"curl", ..CLIENT }, 1_001, true)),
             (Wrong::Expired, check(&signed, good, CLIENT, 1_121, true)),
-            (Wrong::Expired, check(&signed, good, CLIENT, 999, true)),
+            (Wrong::Expired, check(&signed, good, CLIENT, 994, true)),
             (Wrong::Outdated, check(&signed, good, CLIENT, 1_001, false)),
             (Wrong::Unsolved, check(&signed, Some("x"), CLIENT, 1_001, true)),
             (Wrong::Unsolved, check(&signed, Some(&format!("{solution}0")), CLIENT, 1_001, true)),
