@@ -105,7 +105,10 @@ fn mutated(corpus: &[String]) -> String {
             1 => text.insert_str(a, &pick()),
             2 => text.replace_range(a..b, &pick()),
             3 => text.insert(a, char::from(fastrand::u8(32..127))),
-            _ => text.insert_str(a, &text.get(a..b).unwrap_or_default().to_owned()),
+            _ => {
+                let piece = text.get(a..b).unwrap_or_default().to_owned();
+                text.insert_str(a, &piece);
+            }
         }
     }
     text

@@ -1,6 +1,6 @@
 //! Bad files, and what is said of them; the shipped files, and that they are good and current.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends where it cannot go on")]
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::path::Path;
 use std::process::{Command, Output};

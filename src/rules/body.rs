@@ -7,9 +7,6 @@ use memchr::memmem;
 use super::normalise::url_decode;
 use super::value::Pair;
 
-/// Parts beyond this are not looked at.
-pub const MAX_PARTS: usize = 1024;
-
 /// One part of a multipart body (RFC 7578).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Part<'b> {
@@ -101,7 +98,7 @@ pub fn multipart<'b>(content_type: &str, body: &'b [u8]) -> Vec<Part<'b>> {
     let mut parts = Vec::new();
     let Some(mut at) = starts.next() else { return parts };
     // The last part may be cut where the body is.
-    for end in starts.map(Some).chain([None]).take(MAX_PARTS) {
+    for end in starts.map(Some).chain([None]) {
         let inside = body.get(at + delimiter.len()..end.unwrap_or(body.len())).unwrap_or_default();
         if inside.starts_with(b"--") {
             break;

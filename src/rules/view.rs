@@ -100,6 +100,9 @@ pub struct Response<'a> {
     pub region: &'a str,
 }
 
+/// A part of a multipart body: name, value, file names.
+type NamedPart<'v, 'a> = (&'v [u8], &'v [u8], &'v [Cow<'a, [u8]>]);
+
 /// Names and values that borrow from the request.
 type OwnPairs<'a> = Vec<Pair<'a>>;
 
@@ -273,7 +276,7 @@ impl<'a> View<'a> {
             Field::RawExtension => text(self.raw_extension.get_or_init(|| extension(target.raw_path)).as_bytes()),
             Field::Body => text(self.body()?.bytes),
             Field::BodySize => Value::Int(i64::try_from(self.body()?.size).unwrap_or(i64::MAX)),
-            Field::BodyTruncated => Value::Bool(self.body()?.truncated || self.parts().pairs.len() == body::MAX_PARTS),
+            Field::BodyTruncated => Value::Bool(self.body()?.truncated),
             Field::BodyMime => text(body::sniff(self.body()?.bytes).unwrap_or(self.mime()).as_bytes()),
             Field::Form => Value::Map(Map::Pairs(self.form())),
             Field::FormNames => Value::Array(Array::Names(self.form())),
@@ -421,7 +424,7 @@ impl<'a> View<'a> {
     }
 
     /// The parts of a multipart body: name, value, file names.
-    pub(crate) fn multipart(&self) -> impl Iterator<Item = (&[u8], &[u8], &[Cow<'a, [u8]>])> {
+    pub(crate) fn multipart(&self) -> impl Iterator<Item = NamedPart<'_, 'a>> {
         let parts = self.parts();
         parts.pairs.iter().zip(&parts.files).map(|((name, value), files)| (&**name, &**value, &**files))
     }

@@ -9,8 +9,8 @@ use crate::rules::view::FORM;
 
 /// The name of a body that is XML.
 const DOCUMENT: &str = "http.request.body.raw (XML)";
-/// Pieces beyond this many are not looked at.
-const MOST: usize = 1_000;
+/// What is shorter holds no word of any signature.
+const SHORTEST: usize = 3;
 
 /// One piece.
 #[derive(Debug)]
@@ -46,12 +46,11 @@ type Give<'g> = &'g mut dyn FnMut(&'static str, Targets, Cow<'_, [u8]>) -> bool;
 /// Headers that are looked at elsewhere, or are numbers.
 const LEFT_OUT: [&str; 5] = ["cookie", "user-agent", "referer", "content-length", "host"];
 
-/// Calls `each` with every piece until it says `false`. What a request has more pieces of than [`MOST`] is given
-/// as a whole.
+/// Calls `each` with every piece until it says `false`.
 pub fn inputs(view: &View<'_>, each: &mut dyn FnMut(&Input<'_>) -> bool) {
     let mut give = |name: &'static str, target: Targets, text: Cow<'_, [u8]>| {
         let document = name == DOCUMENT;
-        text.is_empty() || each(&Input { document, ..Input::new(name, target, text) })
+        text.len() < SHORTEST || each(&Input { document, ..Input::new(name, target, text) })
     };
     let going = path(view, &mut give) && query(view, &mut give) && headers(view, &mut give);
     if going && let Some(body) = view.body() {
@@ -77,25 +76,17 @@ fn path(view: &View<'_>, give: Give<'_>) -> bool {
 fn query(view: &View<'_>, give: Give<'_>) -> bool {
     const NAME: &str = "http.request.uri.args";
     let args = view.raw_args();
-    if args.len() > MOST {
-        return give(NAME, Targets::QUERY, twice(view.target.raw_query.unwrap_or_default().as_bytes()));
-    }
     args.iter().all(|(name, value)| give(NAME, Targets::QUERY, twice(name)) && give(NAME, Targets::QUERY, twice(value)))
 }
 
 fn headers(view: &View<'_>, give: Give<'_>) -> bool {
     let headers = &view.facts.headers;
-    let cookies = || headers.get_all(http::header::COOKIE).iter().map(|v| v.as_bytes());
-    let pairs = || cookies().flat_map(|v| v.split(|b| *b == b';')).map(<[u8]>::trim_ascii);
+    let cookies = headers.get_all(http::header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));
     const NAME: &str = "http.request.cookies";
-    let going = match pairs().take(MOST + 1).count() > MOST {
-        true => cookies().all(|v| give(NAME, Targets::COOKIE, twice(v))),
-        false => pairs().all(|pair| {
-            let at = memchr::memchr(b'=', pair);
-            let (name, value) = pair.split_at(at.unwrap_or(pair.len()));
-            give(NAME, Targets::COOKIE, twice(name)) && give(NAME, Targets::COOKIE, twice(value.get(1..).unwrap_or_default()))
-        }),
-    };
+    let going = cookies.map(<[u8]>::trim_ascii).all(|pair| {
+        let (name, value) = pair.split_at(memchr::memchr(b'=', pair).unwrap_or(pair.len()));
+        give(NAME, Targets::COOKIE, twice(name)) && give(NAME, Targets::COOKIE, twice(value.get(1..).unwrap_or_default()))
+    });
     let others = headers.iter().filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()));
     going
         && give("http.user_agent", Targets::AGENT, Cow::Borrowed(view.user_agent()))
@@ -107,28 +98,19 @@ fn body(view: &View<'_>, bytes: &[u8], give: Give<'_>) {
     const BODY: Targets = Targets::BODY;
     const RAW: &str = "http.request.body.raw";
     let mime = view.mime();
-    if mime == FORM && view.form().len() <= MOST {
+    if mime == FORM {
         let mut piece = |text| give("http.request.body.form", BODY, twice(text));
         view.form().iter().all(|(name, value)| piece(name) && piece(value));
         return;
     }
-    let parts = view.multipart().take(MOST + 1).count();
-    if (1..=MOST).contains(&parts) {
+    let mut parts = view.multipart().peekable();
+    if parts.peek().is_some() {
         let mut piece = |text| give("http.request.body.multipart", BODY, Cow::Borrowed(text));
-        view.multipart().all(|(name, value, files)| piece(name) && files.iter().all(|f| piece(f)) && piece(value));
+        parts.all(|(name, value, files)| piece(name) && files.iter().all(|f| piece(f)) && piece(value));
         return;
     }
-    if mime.ends_with("json") {
-        let mut left = MOST;
-        let mut stopped = false;
-        let read = json::walk(bytes, &mut |text| {
-            left = left.saturating_sub(1);
-            stopped = !give(RAW, BODY, Cow::Borrowed(text));
-            left > 0 && !stopped
-        });
-        if stopped || (read && left > 0) {
-            return;
-        }
+    if mime.ends_with("json") && json::walk(bytes, &mut |text| give(RAW, BODY, Cow::Borrowed(text))) {
+        return;
     }
     // Whatever it is, some reader may decode it.
     let decoded = twice(bytes);
