@@ -83,31 +83,21 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     let client = snapshot.trust.resolve(facts.peer, facts.headers);
     let place = snapshot.databases.lookup(client.ip);
     let asker = asker(snapshot, &client, &place, now);
-    let mut decision = Decision {
-        client,
-        place,
-        route: None,
-        learns: None,
-        matches: Matches::new(),
-        path: None,
-        changes: None,
-        later: None,
-        header: None,
-        next: Next::Refuse(Refusal::NoRoute),
-    };
+    let mut trail =
+        Trail { client, place, route: None, learns: None, matches: Matches::new(), path: None, changes: None, later: None };
     if facts.path == challenge::PATH && snapshot.waf.challenges() {
         let (refusal, header) = answered(snapshot, facts, &client, now, mode);
-        return Decision { header, next: Next::Refuse(refusal), ..decision };
+        return trail.refuse(refusal, header);
     }
 
     // What it asks for, as everybody understands it; perhaps elsewhere, perhaps under another name.
     if !snapshot.transforms.redirects.is_empty()
         && let Some((status, location)) = snapshot.transforms.redirect(&View::new(facts, &Target::new(facts), asker))
     {
-        return Decision { header: Some(location), next: Next::Refuse(Refusal::Redirected { status }), ..decision };
+        return trail.refuse(Refusal::Redirected { status }, Some(location));
     }
     let (target, applied) = rewritten(snapshot, facts, asker);
-    decision.path = (*target.path != *facts.path).then(|| (*target.path).into());
+    trail.path = (*target.path != *facts.path).then(|| (*target.path).into());
 
     // Which service.
     let seen = OnceCell::new();
@@ -116,8 +106,8 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         |route: &Matched| snapshot.route(route.route).is_some_and(|r| r.filter.as_ref().is_none_or(|f| f.matches(view())));
     let matched = snapshot.router.find(facts.host, &target.path, suits);
     let route = matched.and_then(|m| snapshot.route(m.route));
-    let Some(route) = route else { return decision };
-    decision.route = matched;
+    let Some(route) = route else { return trail.refuse(Refusal::NoRoute, None) };
+    trail.route = matched;
 
     // May it pass.
     let view = || {
@@ -129,20 +119,20 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         let view = view();
         let mut findings = Findings { open: mode == Mode::Peek, ..Findings::default() };
         let ruling = judge(snapshot, &view, &mut findings);
-        decision.matches = findings.matches;
-        decision.later = findings.later;
+        trail.matches = findings.matches;
+        trail.later = findings.later;
         match ruling {
             Ruling::Pass => {}
-            Ruling::NeedBody => return Decision { next: Next::NeedBody, ..decision },
+            Ruling::NeedBody => return trail.end(Next::NeedBody, None),
             stopped => {
                 let (refusal, header) = stop(snapshot, &view, stopped, mode);
-                return Decision { header, next: Next::Refuse(refusal), ..decision };
+                return trail.refuse(refusal, header);
             }
         }
     }
     if !applied.is_empty() {
         let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(&view(), &applied) };
-        decision.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
+        trail.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
     }
 
     // Where to, in which order.
@@ -163,11 +153,10 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     let mut order = route.steering.order(regions, &asked);
     if order.is_empty() {
         let refusal = Refusal::AllRegionsUnavailable { retry_after: std::time::Duration::from_secs(1), failure: None };
-        return Decision { next: Next::Refuse(refusal), ..decision };
+        return trail.refuse(refusal, None);
     }
     // With a body it is the client's upload that is measured.
-    decision.learns =
-        route.steering.areas(client.ip, place.country).filter(|_| patience == Patience::FirstByte && !facts.has_body);
+    trail.learns = route.steering.areas(client.ip, place.country).filter(|_| patience == Patience::FirstByte && !facts.has_body);
     let pin = pinned(regions, &mut order, facts, now);
     let moved = spread(regions, &mut order, pin, facts, &client, now);
     let pin = pin.filter(|_| moved.is_none()).map(|(_, endpoint)| endpoint);
@@ -184,7 +173,31 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         chance: facts.chance,
         mode,
     };
-    Decision { next: Next::Forward(Plan::new(start, route.timeouts, &route.retry, now)), ..decision }
+    trail.end(Next::Forward(Plan::new(start, route.timeouts, &route.retry, now)), None)
+}
+
+/// What is known of a request so far.
+struct Trail {
+    client: ClientAddress,
+    place: Place,
+    route: Option<Matched>,
+    learns: Option<Areas>,
+    matches: Matches,
+    path: Option<Box<str>>,
+    changes: Option<Box<Changes>>,
+    later: Option<Later>,
+}
+
+impl Trail {
+    #[inline]
+    fn end(self, next: Next, header: Option<HeaderValue>) -> Decision {
+        let Self { client, place, route, learns, matches, path, changes, later } = self;
+        Decision { client, place, route, learns, matches, path, changes, later, header, next }
+    }
+
+    fn refuse(self, refusal: Refusal, header: Option<HeaderValue>) -> Decision {
+        self.end(Next::Refuse(refusal), header)
+    }
 }
 
 /// Who asks, as rules see it.

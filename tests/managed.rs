@@ -143,6 +143,67 @@ fn nothing_hides() {
     }
 }
 
+/// Whatever comes, it is judged and nothing breaks.
+#[test]
+fn noise() {
+    let managed = at(Sensitivity::High);
+    let pieces = [
+        "'",
+        "\"",
+        "`",
+        "--",
+        "/*",
+        "*/",
+        "#",
+        ";",
+        " or ",
+        " union select ",
+        "1",
+        "(",
+        ")",
+        "<",
+        ">",
+        "<svg ",
+        "onload=",
+        "javascript:",
+        "=",
+        "&#",
+        "x",
+        "&lt;",
+        "%",
+        "%u00",
+        "\\",
+        "{{",
+        "${",
+        "../",
+        "é",
+        "\u{0}",
+        " ",
+        "\n",
+        "a.php",
+        "{\"a\":[",
+        "]}",
+        "--b\r\n",
+        "0x",
+        "@@",
+        "!",
+        ",",
+    ];
+    let kinds = ["application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "text/xml", ""];
+    let mut chance = fastrand::Rng::with_seed(7);
+    for _ in 0..3_000 {
+        let text: String = (0..chance.usize(0..40)).map(|_| pieces[chance.usize(..pieces.len())]).collect();
+        let kind = kinds[chance.usize(..kinds.len())];
+        let request = serde_json::json!({
+            "method": "POST",
+            "url": format!("/?q={}", text.bytes().map(|b| format!("%{b:02X}")).collect::<String>()),
+            "headers": [["content-type", kind], ["cookie", text.replace(['\n', '\r', '\0'], "")]],
+            "body": text,
+        });
+        find(&managed, request.as_object().unwrap());
+    }
+}
+
 /// Every rule is seen to work alone, and says what it is for.
 #[test]
 fn every_rule_has_its_tests_and_its_reason() {

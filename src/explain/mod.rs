@@ -13,7 +13,7 @@ use serde::Serialize;
 pub use question::{Asked, Question};
 use regions::{moved, regions};
 pub use rules::{Firewall, OperandSeen, RuleSeen, Transformed};
-use rules::{firewall, transformed};
+use rules::{conditions, firewall, transformed};
 
 use crate::client::address::{ClientAddress, Source};
 use crate::decide::{Next, decide};
@@ -36,6 +36,8 @@ pub struct Explanation {
     pub country: Country,
     /// The route, if one matches.
     pub route: Option<Route>,
+    /// The conditions of redirects and transforms.
+    pub conditions: Vec<RuleSeen>,
     /// What rules made of it.
     pub firewall: Firewall,
     /// What transforms change, if anything.
@@ -220,6 +222,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     };
     let seen_path = decision.path.as_deref().unwrap_or(facts.path);
     let route = decision.route.and_then(|matched| route(snapshot, &facts, seen_path, matched));
+    let conditions = conditions(snapshot, &facts, &decision, now);
     let firewall = firewall(snapshot, &facts, &decision, now);
     let transforms = transformed(snapshot, &decision);
     let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok()).map(|to| snapshot.hide(to));
@@ -230,6 +233,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
             client,
             country,
             route,
+            conditions,
             firewall,
             transforms,
             regions: Vec::new(),
@@ -259,6 +263,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
             client,
             country,
             route,
+            conditions,
             firewall,
             transforms,
         },

@@ -4,9 +4,10 @@ use serde::Serialize;
 
 use crate::decide::{Decision, asker, rewritten};
 use crate::request::{Facts, Moment};
-use crate::rules::View;
+use crate::rules::view::Target;
+use crate::rules::{Filter, View};
 use crate::snapshot::Snapshot;
-use crate::transforms::Change;
+use crate::transforms::{Change, Rewritten};
 use crate::waf::{Action, CLEARED};
 
 /// What the firewall made of the request.
@@ -42,6 +43,37 @@ pub struct OperandSeen {
     pub operand: String,
     /// Its value; nothing if it is missing.
     pub value: Option<String>,
+}
+
+/// The conditions of redirects and transforms, in order, with the values that they compared.
+pub(super) fn conditions(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision, now: Moment) -> Vec<RuleSeen> {
+    let asker = asker(snapshot, &decision.client, &decision.place, now);
+    let mut target = Target::new(facts);
+    let view = View::new(facts, &target, asker);
+    let mut all = Vec::new();
+    for (n, redirect) in snapshot.transforms.redirects.iter().enumerate() {
+        all.extend(redirect.filter.as_ref().map(|f| condition(format!("redirects.{n}"), "redirect", f, &view)));
+    }
+    for (n, transform) in snapshot.transforms.transforms.iter().enumerate().filter(|(_, t)| !t.after) {
+        let view = View::new(facts, &target, asker);
+        all.extend(transform.filter.as_ref().map(|f| condition(format!("transforms.{n}"), "transform", f, &view)));
+        if let Some(Rewritten { path, query }) = snapshot.transforms.rewrite(n, &view) {
+            drop(view);
+            target.rewrite(path, query);
+        }
+    }
+    all
+}
+
+fn condition(id: String, action: &'static str, filter: &Filter, view: &View<'_>) -> RuleSeen {
+    let operands = filter.operands(view, false).into_iter();
+    RuleSeen {
+        id,
+        action,
+        outcome: if filter.matches(view) { "matches" } else { "no match" }.to_owned(),
+        expression: filter.source().to_owned(),
+        operands: operands.map(|seen| OperandSeen { operand: seen.operand, value: seen.value }).collect(),
+    }
 }
 
 /// What transforms change.

@@ -36,9 +36,10 @@ impl fmt::Display for Explanation {
             None => row("route", "none", "no route matches this host and path")?,
         }
         let Firewall { threat_score, rules, managed } = &self.firewall;
-        for (i, rule) in rules.iter().enumerate() {
+        let (before, custom) = (self.conditions.iter().enumerate(), rules.iter().enumerate());
+        for (label, (i, rule)) in before.map(|r| ("asked", r)).chain(custom.map(|r| ("rules", r))) {
             let RuleSeen { id, action, outcome, expression, operands } = rule;
-            row(if i == 0 { "rules" } else { "" }, &format!("{id} ({action}): {outcome}"), expression)?;
+            row(if i == 0 { label } else { "" }, &format!("{id} ({action}): {outcome}"), expression)?;
             for OperandSeen { operand, value } in operands {
                 row("", &format!("  {operand} is {}", value.as_deref().unwrap_or("missing")), "")?;
             }

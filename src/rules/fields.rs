@@ -172,7 +172,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 impl Field {
     /// Is it text that stands in the request as it is, or is kept?
     pub fn is_plain(self) -> bool {
-        matches!(self, Self::Path | Self::Host | Self::UserAgent | Self::Method | Self::Query | Self::Referer | Self::Country)
+        use Field::{Country, Host, Method, Path, Query, RawPath, Referer, UserAgent, Version};
+        matches!(self, Path | Host | UserAgent | Method | Query | Referer | Country | Version | RawPath)
     }
 
     /// Its name.

@@ -208,6 +208,8 @@ impl<'a> View<'a> {
             Field::Query => self.target.query.as_bytes(),
             Field::Referer => self.referer(),
             Field::Country => self.asker.place.country.as_str().as_bytes(),
+            Field::Version => version(self.facts.version).as_bytes(),
+            Field::RawPath => self.target.raw_path.as_bytes(),
             _ => return None,
         })
     }

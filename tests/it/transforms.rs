@@ -24,7 +24,7 @@ transforms:
     path: {{ expression: 'regex_replace(http.request.uri.path, \"^/v1/\", \"/api/\")' }}
     query: {{ expression: 'remove_query_args(http.request.uri.query, \"utm_source\")' }}
     request:
-      set: {{ X-Country: {{ expression: ip.src.country }}, X-Route: {{ expression: portolan.route }}, X-Fixed: \"yes\", X-None: {{ expression: 'http.request.headers[\"x-absent\"][0]' }} }}
+      set: {{ X-Country: {{ expression: ip.src.country }}, X-Route: {{ expression: portolan.route }}, X-Fixed: \"yes\", X-Ray: {{ expression: cf.ray_id }}, X-None: {{ expression: 'http.request.headers[\"x-absent\"][0]' }} }}
       remove: [X-Debug]
     response: {{ set: {{ X-Api: \"1\" }} }}
   - response:
@@ -47,6 +47,7 @@ waf: {{ rules: [{{ id: sees-the-new-path, expression: 'http.request.uri.path eq 
         (Some("GB"), Some("api"), Some("yes"))
     );
     assert_eq!((received.one("x-debug"), received.one("x-none")), (None, None));
+    assert_eq!(received.one("x-ray"), received.one("x-request-id"), "a request has one name");
     assert_eq!(edge.get("/v1/secret", &[gb]).await.status, 403, "rules see what transforms made");
 
     let plain = edge.get("/other?utm_source=x", &[("X-Debug", "1")]).await;
