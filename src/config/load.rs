@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::check::check;
 use super::problem::{KeyPath, Problem, Source};
-use super::tree::{MAX_FILE, Node};
+use super::tree::{MAX_FILE, Node, Secrets};
 use super::{Config, schema};
 
 /// Which files make the configuration.
@@ -90,7 +90,7 @@ pub struct Loaded {
     /// Every file that was read so far.
     pub inputs: Vec<Input>,
     /// What was expanded into texts: nobody may see it.
-    pub secrets: Vec<String>,
+    pub secrets: Secrets,
     /// A digest of all that was read and expanded.
     pub digest: u64,
 }

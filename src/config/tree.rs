@@ -189,8 +189,26 @@ impl Node {
 pub struct Expanded {
     /// The files that were read.
     pub files: Vec<Input>,
-    /// What was put in: nobody may see it.
-    pub secrets: Vec<String>,
+    /// What was put in.
+    pub secrets: Secrets,
+}
+
+/// Texts that nobody may see.
+#[derive(Clone, Default)]
+pub struct Secrets(Vec<String>);
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl Secrets {
+    /// `text` without any of them.
+    pub fn hide(&self, text: &str) -> String {
+        let secrets = self.0.iter().filter(|s| !s.is_empty());
+        secrets.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "…"))
+    }
 }
 
 /// Where a part of a value stands in the file: the value may be quoted, indented or folded there.
@@ -244,14 +262,14 @@ fn expand_text(text: &str, place: &Place, expanded: &mut Expanded) -> Result<Opt
                 std::env::VarError::NotUnicode(_) => format!("the environment variable `{name}` is not UTF-8"),
             })?;
             out.push_str(&value);
-            expanded.secrets.push(value);
+            expanded.secrets.0.push(value);
         } else {
             let file = beside(&place.source.path, Path::new(name));
             expanded.files.push(Input::now(file.clone()));
             let content = std::fs::read_to_string(&file).map_err(|e| format!("cannot read `{}`: {e}", file.display()))?;
             let value = content.strip_suffix('\n').unwrap_or(&content);
             out.push_str(value);
-            expanded.secrets.push(value.to_owned());
+            expanded.secrets.0.push(value.to_owned());
         }
         any = true;
         rest = after;

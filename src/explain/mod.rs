@@ -225,7 +225,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     let conditions = conditions(snapshot, &facts, &decision, now);
     let firewall = firewall(snapshot, &facts, &decision, now);
     let transforms = transformed(snapshot, &decision);
-    let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok()).map(|to| snapshot.hide(to));
+    let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok()).map(|to| snapshot.secrets.hide(to));
     let elsewhere = elsewhere.as_deref();
     let explanation = match decision.next {
         Next::Refuse(_) | Next::NeedBody => Explanation {

@@ -143,7 +143,7 @@ pub(super) fn transformed(snapshot: &Snapshot, decision: &Decision) -> Option<Tr
         Change::Set(name, value) => format!("set {name}: {}", value.as_bytes().escape_ascii()),
         Change::Remove(name) => format!("remove {name}"),
     };
-    let hidden = |text: String| snapshot.hide(&text);
+    let hidden = |text: String| snapshot.secrets.hide(&text);
     let target = changes.target.clone().map(hidden);
     Some(Transformed { target, headers: changes.headers.iter().map(shown).map(hidden).collect() })
 }

@@ -13,6 +13,7 @@ use crate::client::address::Trust;
 use crate::client::place::Databases;
 use crate::client::standing::Standing;
 use crate::config::problem::{KeyPath, nearest};
+use crate::config::tree::Secrets;
 use crate::config::units::{Name, UpstreamUrl};
 use crate::config::{Config, Problem};
 use crate::key_path;
@@ -35,7 +36,7 @@ pub struct Resources {
     /// Certificates of ours by the paths of certificate and key.
     pub identities: HashMap<(PathBuf, PathBuf), Arc<Identity>>,
     /// What was expanded into texts: no explanation may show it.
-    pub secrets: Vec<String>,
+    pub secrets: Secrets,
     /// What lists tell, by their names.
     pub lists: HashMap<String, Arc<Told>>,
 }
@@ -50,7 +51,7 @@ pub struct Snapshot {
     /// Opens and signs cookies.
     pub key: Arc<Key>,
     /// What was expanded into texts of the configuration.
-    secrets: Box<[String]>,
+    pub secrets: Secrets,
     /// Named lists.
     pub lists: Lists,
     /// What clients did lately.
@@ -74,12 +75,6 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A text without what was expanded into the configuration: nobody may see that.
-    pub fn hide(&self, text: &str) -> String {
-        let secrets = self.secrets.iter().filter(|s| !s.is_empty());
-        secrets.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "…"))
-    }
-
     /// A route by its id.
     pub fn route(&self, id: RouteId) -> Option<&Route> {
         self.routes.get(id.0 as usize)
@@ -184,7 +179,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         trust: Trust { proxies: client.trusted_proxies.iter().map(|n| n.0).collect(), header: client.ip_header.0.clone() },
         databases: resources.databases.clone(),
         key: memory.key.clone(),
-        secrets: resources.secrets.clone().into(),
+        secrets: resources.secrets.clone(),
         lists: compiler.lists,
         standing: memory.standing.clone(),
         challenges: memory.challenges.clone(),

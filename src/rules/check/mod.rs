@@ -18,6 +18,7 @@ use super::syntax;
 use super::tree::{Access, Argument, Base, Comparison, Expr, Literal, Logic, Span, Step};
 use super::value::{TRUTHS, Type, Value};
 use crate::config::problem::nearest;
+use crate::config::tree::Secrets;
 use crate::lists::Lists;
 
 type Result<T> = std::result::Result<T, ExprError>;
@@ -94,12 +95,10 @@ impl Filter {
     }
 
     /// Hides what nobody may see wherever the expression is shown.
-    pub fn hide(&mut self, secrets: &[String]) {
-        for secret in secrets.iter().filter(|s| !s.is_empty()) {
-            self.source = self.source.replace(secret.as_str(), "…").into();
-            for operand in &mut self.operands {
-                operand.text = operand.text.replace(secret.as_str(), "…").into();
-            }
+    pub fn hide(&mut self, secrets: &Secrets) {
+        self.source = secrets.hide(&self.source).into();
+        for operand in &mut self.operands {
+            operand.text = secrets.hide(&operand.text).into();
         }
     }
 
