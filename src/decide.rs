@@ -254,7 +254,7 @@ pub fn inspect(snapshot: &Snapshot, facts: &Facts<'_>, decision: &mut Decision, 
     let (target, _) = rewritten(snapshot, facts, asker);
     let mut view = View::new(facts, &target, asker);
     view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
-    let mut findings = Findings { later: decision.later.take(), ..Findings::default() };
+    let mut findings = Findings { later: decision.later, ..Findings::default() };
     let ruling = judge(snapshot, &view, &mut findings);
     let known = |m: &crate::waf::Match| decision.matches.iter().any(|k| k.rule == m.rule);
     let new: Matches = findings.matches.into_iter().filter(|m| !known(m)).collect();

@@ -19,8 +19,9 @@ pub enum Inspection {
     /// Nobody asks for it.
     #[default]
     None,
-    /// What came so far; the upstream has got none of it.
-    Holding(Vec<u8>),
+    /// What came so far and the upstream has not got. `calls`: message by message, for a call may wait for an
+    /// answer before it goes on.
+    Holding { held: Vec<u8>, calls: bool },
     /// It may pass.
     Passed,
 }
@@ -57,16 +58,20 @@ pub async fn read(session: &mut Session, limit: usize, patience: Duration) -> Re
 
 /// A chunk of the body on its way: held back while more is needed, then judged, and let go as a whole.
 pub fn pass(session: &Session, chunk: &mut Option<Bytes>, end: bool, ctx: &mut Context) -> Result<()> {
-    let Inspection::Holding(held) = &mut ctx.inspection else { return Ok(()) };
+    let Inspection::Holding { held, calls } = &mut ctx.inspection else { return Ok(()) };
     held.extend_from_slice(&chunk.take().unwrap_or_default());
     let limit = ctx.live.snapshot.waf.body_limit;
-    if !end && held.len() < limit {
+    let enough = end || held.len() >= limit;
+    let messages = if *calls && !enough { complete(held) } else { 0 };
+    if !enough && messages == 0 {
         // `None` would be the end.
         *chunk = Some(Bytes::new());
         return Ok(());
     }
-    let held = std::mem::take(held);
-    ctx.inspection = Inspection::Passed;
+    let held = if enough { std::mem::take(held) } else { held.drain(..messages).collect() };
+    if enough {
+        ctx.inspection = Inspection::Passed;
+    }
     let seen = held.get(..limit).unwrap_or(&held);
     let size = announced(session).unwrap_or(held.len() as u64);
     let body = Body { bytes: seen, truncated: !end || seen.len() < held.len(), size };
@@ -76,8 +81,42 @@ pub fn pass(session: &Session, chunk: &mut Option<Bytes>, end: bool, ctx: &mut C
     let Some(decision) = &mut ctx.decision else { return Ok(()) };
     if let Some(refusal) = inspect(&ctx.live.snapshot, &facts, decision, ctx.started) {
         ctx.stopped = Some(refusal);
-        return Err(Error::new(ErrorType::HTTPStatus(refusal.status())));
+        // Any other source is an upstream's fault to Pingora, which over HTTP/2 goes on to wait for its answer.
+        return Err(Error::new(ErrorType::HTTPStatus(refusal.status())).into_down());
     }
     *chunk = if end && held.is_empty() { None } else { Some(Bytes::from(held)) };
     Ok(())
+}
+
+/// How many bytes at the beginning are whole messages of gRPC: a flag, four bytes of length, and so much. What
+/// does not look like that is none.
+fn complete(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let [0 | 1, a, b, c, d, behind @ ..] = rest {
+        let length = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX);
+        match behind.get(length..) {
+            Some(next) => rest = next,
+            None => break,
+        }
+    }
+    bytes.len() - rest.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages() {
+        for (bytes, whole) in [
+            (&b""[..], 0),
+            (b"\0\0\0\0\x02ab", 7),
+            (b"\0\0\0\0\x02a", 0),
+            (b"\x01\0\0\0\x01a\0\0\0\0\0\0\0", 11),
+            (b"q=1&r=2", 0),
+            (b"\0\xff\xff\xff\xff", 0),
+        ] {
+            assert_eq!(complete(bytes), whole, "{bytes:?}");
+        }
+    }
 }

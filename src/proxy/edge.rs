@@ -162,12 +162,7 @@ impl ProxyHttp for Edge {
         let request_id = fresh.to_str().unwrap_or("-");
         let live = ctx.live.clone();
         let snapshot = &live.snapshot;
-        let body = match has_body {
-            false => Seen::Read(Body::default()),
-            // A call may wait for an answer before it goes on, so nothing of it is held back.
-            true if is_grpc(session) => Seen::Read(Body { truncated: true, ..Body::default() }),
-            true => Seen::Unread,
-        };
+        let body = if has_body { Seen::Unread } else { Seen::Read(Body::default()) };
         let mut given = Given { has_body, body, request_id, chance: ctx.chance };
         let mut decision = decide(snapshot, &facts(session, given), ctx.started, Mode::Commit);
         let read;
@@ -194,7 +189,7 @@ impl ProxyHttp for Edge {
             Next::NeedBody => Some(Refusal::Internal),
         };
         if decision.later.is_some() {
-            ctx.inspection = Inspection::Holding(Vec::new());
+            ctx.inspection = Inspection::Holding { held: Vec::new(), calls: is_grpc(session) };
         }
         ctx.decision = Some(decision);
         if let Some(route) = ctx.route() {
@@ -213,7 +208,7 @@ impl ProxyHttp for Edge {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         ctx.header_deadline = None;
-        if let Inspection::Holding(held) = &mut ctx.inspection {
+        if let Inspection::Holding { held, .. } = &mut ctx.inspection {
             // What an attempt that failed had got so far comes again.
             held.clear();
         }

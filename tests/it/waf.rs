@@ -476,3 +476,79 @@ async fn managed_exceptions() {
     assert_eq!(edge.get("/?q=1%27%20or%20%271%27=%271%27--", &[]).await.status, 200);
     assert_eq!(edge.get("/?q=%3Cscript%3Ealert(1)%3C/script%3E", &[]).await.status, 403);
 }
+
+/// What is blocked on its way to an HTTP/2 upstream is answered at once, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_bodies_on_their_way_to_http2() {
+    let address = http2_origin(|request, mut respond| {
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            while let Some(Ok(chunk)) = body.data().await {
+                let _ = body.flow_control().release_capacity(chunk.len());
+            }
+            let _ = respond.send_response(http::Response::new(()), true);
+        });
+    })
+    .await;
+    let edge = Portolan::start(&format!(
+        "regions: {{ a: {{ upstreams: [\"h2c://{address}\"] }} }}\nroutes: [{{ name: all }}]\n{BODY_RULES}"
+    ))
+    .await;
+    for (start, status) in [("evil", 403), ("good", 200)] {
+        let body = [start.as_bytes(), &[b'x'; 100_000]].concat();
+        assert_eq!(edge.request("POST", "/", &[], &body).await.status, status, "{start}");
+    }
+    assert_eq!(edge.metric("portolan_upstream_attempts_total{outcome=\"ok\",region=\"a\"}").await, 1.0);
+    assert_eq!(edge.metric("portolan_region_healthy{region=\"a\"}").await, 1.0);
+}
+
+/// A call may wait for an answer before it goes on: its messages are looked at one by one.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_answers() {
+    let address = http2_origin(|request, mut respond| {
+        tokio::spawn(async move {
+            let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let mut answer = respond.send_response(response, false).unwrap();
+            let mut body = request.into_body();
+            while let Some(Ok(chunk)) = body.data().await {
+                let _ = body.flow_control().release_capacity(chunk.len());
+                if answer.send_data(chunk, false).is_err() {
+                    return;
+                }
+            }
+            let _ = answer.send_data(bytes::Bytes::new(), true);
+        });
+    })
+    .await;
+    let edge = Portolan::start(&format!(
+        "regions: {{ a: {{ upstreams: [\"h2c://{address}\"] }} }}\nroutes: [{{ name: all }}]\n{BODY_RULES}"
+    ))
+    .await;
+    let stream = TcpStream::connect(edge.address).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut client = client.ready().await.unwrap();
+    let message = |text: &str| bytes::Bytes::from([&[0, 0, 0, 0, text.len() as u8][..], text.as_bytes()].concat());
+    let request =
+        http::Request::post("http://a.example/echo").header("content-type", "application/grpc").header("te", "trailers");
+    let (answer, mut upload) = client.send_request(request.body(()).unwrap(), false).unwrap();
+    upload.send_data(message("one"), false).unwrap();
+    let conversation = async {
+        let mut echo = answer.await.unwrap().into_body();
+        assert_eq!(echo.data().await.unwrap().unwrap(), message("one"));
+        // A message that comes in two pieces.
+        let two = message("number two");
+        upload.send_data(two.slice(..8), false).unwrap();
+        upload.send_data(two.slice(8..), false).unwrap();
+        let mut came = Vec::new();
+        while came.len() < two.len() {
+            came.extend(echo.data().await.unwrap().unwrap());
+        }
+        assert_eq!(came, two);
+        upload.send_data(message("an evil one"), false).unwrap();
+        // Nothing of it comes back: the call is over.
+        assert!(echo.data().await.is_none_or(|chunk| chunk.is_err()));
+    };
+    tokio::time::timeout(PATIENCE, conversation).await.expect("nobody waits for ever");
+    assert_eq!(edge.metric("portolan_waf_matches_total{action=\"block\",rule=\"evil\"}").await, 1.0);
+}
