@@ -137,7 +137,7 @@ waf:
 async fn shared_files_and_entries_that_expire() {
     let origin = Origin::always(ok("served")).await;
     let dir = tempfile::TempDir::new().unwrap();
-    let soon = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 2;
+    let soon = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 6;
     std::fs::write(dir.path().join("bad.csv"), format!("192.0.2.0/24,60,scanner,{soon}\n198.51.100.0/24\n")).unwrap();
     let yaml = format!(
         "regions: {{ a: {{ upstreams: [\"{}\"] }} }}

@@ -440,7 +440,7 @@ async fn slow_bodies_have_their_own_time() {
     let edge = Portolan::start(&format!(
         "access_log: {{ path: access.log }}
 regions: {{ a: {{ upstreams: [\"{}\"] }} }}
-routes: [{{ name: all, timeouts: {{ total: 300ms, idle: 1s }} }}]
+routes: [{{ name: all, timeouts: {{ total: 2s, idle: 4s }} }}]
 {BODY_RULES}",
         origin.url()
     ))
@@ -451,7 +451,7 @@ routes: [{{ name: all, timeouts: {{ total: 300ms, idle: 1s }} }}]
         .await
         .unwrap();
     // A client that takes longer over its body than the origin may take over all.
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
     stream.write_all(b"llo").await.unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
