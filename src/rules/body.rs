@@ -91,7 +91,7 @@ pub fn multipart<'b>(content_type: &str, body: &'b [u8]) -> Vec<Part<'b>> {
     let is_line = |at: &usize| {
         let begins = *at == 0 || at.checked_sub(1).and_then(|i| body.get(i)) == Some(&b'\n');
         let behind = body.get(at + delimiter.len()..).unwrap_or_default();
-        let behind = behind.strip_prefix(b"--").unwrap_or(behind).trim_ascii_start_of_line();
+        let behind = without_blanks(behind.strip_prefix(b"--").unwrap_or(behind));
         begins && (behind.is_empty() || behind.starts_with(b"\n") || behind.starts_with(b"\r\n"))
     };
     let mut starts = finder.find_iter(body).filter(is_line);
@@ -110,16 +110,10 @@ pub fn multipart<'b>(content_type: &str, body: &'b [u8]) -> Vec<Part<'b>> {
     parts
 }
 
-trait Line {
-    fn trim_ascii_start_of_line(&self) -> &[u8];
-}
-
-impl Line for [u8] {
-    /// Without spaces and tabs at its beginning.
-    fn trim_ascii_start_of_line(&self) -> &[u8] {
-        let blanks = self.iter().take_while(|b| **b == b' ' || **b == b'\t').count();
-        self.get(blanks..).unwrap_or_default()
-    }
+/// Without spaces and tabs at its beginning.
+fn without_blanks(text: &[u8]) -> &[u8] {
+    let blanks = text.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
+    text.get(blanks..).unwrap_or_default()
 }
 
 fn part(text: &[u8]) -> Option<Part<'_>> {

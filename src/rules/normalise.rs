@@ -88,22 +88,19 @@ pub fn url_decode(text: &[u8], wide: bool) -> Cow<'_, [u8]> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [first, tail @ ..] = rest {
-        let rest_with_sign = rest;
+        let (escaped, wide) = (hex(rest), wide.then(|| unicode(tail)).flatten());
         rest = tail;
-        match first {
-            b'+' => decoded.push(b' '),
-            b'%' => match (hex(rest_with_sign), wide.then(|| unicode(tail)).flatten()) {
-                (Some(byte), _) => {
-                    decoded.push(byte);
-                    rest = tail.get(2..).unwrap_or_default();
-                }
-                (None, Some((c, len))) => {
-                    decoded.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-                    rest = tail.get(len..).unwrap_or_default();
-                }
-                (None, None) => decoded.push(b'%'),
-            },
-            other => decoded.push(*other),
+        match (first, escaped, wide) {
+            (b'+', ..) => decoded.push(b' '),
+            (b'%', Some(byte), _) => {
+                decoded.push(byte);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            (b'%', None, Some((c, len))) => {
+                decoded.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                rest = tail.get(len..).unwrap_or_default();
+            }
+            (other, ..) => decoded.push(*other),
         }
     }
     Cow::Owned(decoded)
