@@ -13,7 +13,7 @@ use crate::regions::latency::Areas;
 use crate::regions::spill;
 use crate::regions::steering::{Asked, Candidate, Order, Why};
 use crate::regions::{Region, RegionId};
-use crate::request::{Facts, Moment, hash, hash_ip, unit};
+use crate::request::{Facts, Moment, argument, hash, hash_ip, unit};
 use crate::respond::Refusal;
 use crate::routes::{Matched, Patience, Route};
 use crate::rules::View;
@@ -91,12 +91,13 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
     }
 
     // What it asks for, as everybody understands it; perhaps elsewhere, perhaps under another name.
+    let target = Target::new(facts);
     if !snapshot.transforms.redirects.is_empty()
-        && let Some((status, location)) = snapshot.transforms.redirect(&View::new(facts, &Target::new(facts), asker))
+        && let Some((status, location)) = snapshot.transforms.redirect(&View::new(facts, &target, asker))
     {
         return trail.refuse(Refusal::Redirected { status }, Some(location));
     }
-    let (target, applied) = rewritten(snapshot, facts, asker);
+    let (target, applied) = rewritten(snapshot, facts, asker, target);
     trail.path = (*target.path != *facts.path).then(|| (*target.path).into());
 
     // Which service.
@@ -215,8 +216,12 @@ pub fn asker<'a>(snapshot: &'a Snapshot, client: &ClientAddress, place: &'a Plac
 
 /// The path and query after every transform that applies, and which these are; each sees what those before
 /// it made.
-pub fn rewritten<'a>(snapshot: &Snapshot, facts: &Facts<'a>, asker: Asker<'_>) -> (Target<'a>, SmallVec<[u16; 4]>) {
-    let mut target = Target::new(facts);
+pub fn rewritten<'a>(
+    snapshot: &Snapshot,
+    facts: &Facts<'a>,
+    asker: Asker<'_>,
+    mut target: Target<'a>,
+) -> (Target<'a>, SmallVec<[u16; 4]>) {
     let mut applied = SmallVec::new();
     for nth in 0..snapshot.transforms.transforms.len() {
         let view = View::new(facts, &target, asker);
@@ -251,7 +256,7 @@ fn asking<'a>(view: &View<'a>) -> Client<'a> {
 pub fn inspect(snapshot: &Snapshot, facts: &Facts<'_>, decision: &mut Decision, now: Moment) -> Option<Refusal> {
     let place = decision.place;
     let asker = asker(snapshot, &decision.client, &place, now);
-    let (target, _) = rewritten(snapshot, facts, asker);
+    let (target, _) = rewritten(snapshot, facts, asker, Target::new(facts));
     let mut view = View::new(facts, &target, asker);
     view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
     let mut findings = Findings { later: decision.later, ..Findings::default() };
@@ -280,7 +285,7 @@ pub fn response_changes(
     now: Moment,
 ) -> Vec<Change> {
     let asker = asker(snapshot, &decision.client, &decision.place, now);
-    let (target, applied) = rewritten(snapshot, facts, asker);
+    let (target, applied) = rewritten(snapshot, facts, asker, Target::new(facts));
     let mut view = View::new(facts, &target, asker);
     view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
     view.response = Some(Response { status, headers, region });
@@ -339,16 +344,12 @@ fn answered(
     let asking = Client { ip: client.ip, agent: facts.headers.get(http::header::USER_AGENT).map_or(&b""[..], |v| v.as_bytes()) };
     let unix = facts.time.as_secs();
     let commit = mode == Mode::Commit;
-    let argument = |name: &str| {
-        let pairs = facts.query.unwrap_or_default().split('&').filter_map(|p| p.split_once('='));
-        pairs.into_iter().find(|(n, _)| *n == name).map(|(_, value)| value)
-    };
     // Whoever is led here by another site's link or picture did nothing: only what a page of ours sends counts.
     let solved = facts.method == http::Method::POST;
     let waited = facts.method == http::Method::GET;
     let token = match (solved, waited) {
         (true, _) => facts.header(challenge::TOKEN),
-        (_, true) => argument("t"),
+        (_, true) => argument(facts.query, "t"),
         (false, false) => None,
     };
     let solution = if solved { Some(facts.header(challenge::SOLUTION).unwrap_or_default()) } else { None };

@@ -155,6 +155,12 @@ pub fn accepted<'h>(all: impl Iterator<Item = &'h str>) -> impl Iterator<Item = 
     accepted.into_iter()
 }
 
+/// The value of an argument of a query, as it was sent; the first if there are several.
+pub fn argument<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(n, _)| *n == name).map(|(_, value)| value)
+}
+
 /// A hash that is the same in every process: FNV-1a, then mixed.
 pub fn hash(bytes: &[u8]) -> u64 {
     let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));

@@ -227,47 +227,35 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     let transforms = transformed(snapshot, &decision);
     let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok()).map(|to| snapshot.secrets.hide(to));
     let elsewhere = elsewhere.as_deref();
-    let explanation = match decision.next {
-        Next::Refuse(_) | Next::NeedBody => Explanation {
-            request,
-            client,
-            country,
-            route,
-            conditions,
-            firewall,
-            transforms,
-            regions: Vec::new(),
-            moved: None,
-            limits: None,
-            attempts: Vec::new(),
-            answer: match decision.next {
-                Next::Refuse(refusal) => refused(refusal, elsewhere),
-                // A question comes with its body.
-                Next::NeedBody | Next::Forward(_) => refused(Refusal::Internal, None),
-            },
-        },
-        Next::Forward(mut plan) => Explanation {
-            regions: regions(snapshot, &plan, &decision.place, &down, now, &|region| {
-                let route = decision.route.and_then(|m| snapshot.route(m.route))?;
-                // The areas do not depend on whether the request itself may teach.
-                route.steering.learned(route.steering.areas(decision.client.ip, decision.place.country)?, region)
-            }),
-            moved: plan.moved.map(|(region, why)| moved(snapshot, region, why)),
-            limits: decision.route.and_then(|m| snapshot.route(m.route)).map(|r| limits(r, &plan, &facts, now)),
-            answer: match decision.route.and_then(|m| snapshot.route(m.route)) {
-                Some(route) => play(snapshot, route, &mut plan, &down, now),
-                None => refused(Refusal::NoRoute, None),
-            },
-            attempts: plan.tries.iter().map(|t| attempt(snapshot, t)).collect(),
-            request,
-            client,
-            country,
-            route,
-            conditions,
-            firewall,
-            transforms,
+    let mut explanation = Explanation {
+        request,
+        client,
+        country,
+        route,
+        conditions,
+        firewall,
+        transforms,
+        regions: Vec::new(),
+        moved: None,
+        limits: None,
+        attempts: Vec::new(),
+        answer: match &decision.next {
+            Next::Refuse(refusal) => refused(*refusal, elsewhere),
+            // A question comes with its body, and who is forwarded has a route.
+            Next::NeedBody | Next::Forward(_) => refused(Refusal::Internal, None),
         },
     };
+    let route = decision.route.and_then(|m| snapshot.route(m.route));
+    if let (Next::Forward(mut plan), Some(route)) = (decision.next, route) {
+        explanation.regions = regions(snapshot, &plan, &decision.place, &down, now, &|region| {
+            // The areas do not depend on whether the request itself may teach.
+            route.steering.learned(route.steering.areas(decision.client.ip, decision.place.country)?, region)
+        });
+        explanation.moved = plan.moved.map(|(region, why)| moved(snapshot, region, why));
+        explanation.limits = Some(limits(route, &plan, &facts, now));
+        explanation.answer = play(snapshot, route, &mut plan, &down, now);
+        explanation.attempts = plan.tries.iter().map(|t| attempt(snapshot, t)).collect();
+    }
     Ok(explanation)
 }
 

@@ -91,7 +91,7 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
         return Firewall::default();
     };
     let asker = asker(snapshot, &decision.client, &decision.place, now);
-    let (target, _) = rewritten(snapshot, facts, asker);
+    let (target, _) = rewritten(snapshot, facts, asker, Target::new(facts));
     let mut view = View::new(facts, &target, asker);
     view.route = Some(&route.name);
     // Rules that follow, and the managed ones: skipping the rest leaves the latter.

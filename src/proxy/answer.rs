@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::edge::{Context, REQUEST_ID};
 use super::facts::host;
-use crate::request::is_request_id;
+use crate::request::{argument, is_request_id};
 use crate::respond::Refusal;
 use crate::waf::challenge::page::{Page, back, policy};
 use crate::waf::{Action, Answer};
@@ -167,8 +167,7 @@ fn is_browser(request: &RequestHeader) -> bool {
 
 /// Where somebody who waited came from, as the page's link tells.
 fn came_from(request: &RequestHeader) -> HeaderValue {
-    let query = request.uri.query().unwrap_or_default();
-    let to = query.split('&').find_map(|pair| pair.strip_prefix("to=")).unwrap_or_default();
+    let to = argument(request.uri.query(), "to").unwrap_or_default();
     let to = crate::rules::normalise::url_decode(to.as_bytes(), false);
     let to = std::str::from_utf8(&to).map_or("/", back);
     HeaderValue::from_str(to).unwrap_or(HeaderValue::from_static("/"))

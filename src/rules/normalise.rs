@@ -82,6 +82,15 @@ fn hex(text: &[u8]) -> Option<u8> {
 
 /// Decodes every `%XX`, and `+` as a space; what is no escape stays. With `wide`, `%uXXXX` too, to UTF-8.
 pub fn url_decode(text: &[u8], wide: bool) -> Cow<'_, [u8]> {
+    decode(text, b' ', wide)
+}
+
+/// Decodes every `%XX`; what is no escape stays, `+` too.
+pub fn percent_decode(text: &[u8]) -> Cow<'_, [u8]> {
+    decode(text, b'+', false)
+}
+
+fn decode(text: &[u8], plus: u8, wide: bool) -> Cow<'_, [u8]> {
     if !text.iter().any(|b| *b == b'%' || *b == b'+') {
         return Cow::Borrowed(text);
     }
@@ -91,7 +100,7 @@ pub fn url_decode(text: &[u8], wide: bool) -> Cow<'_, [u8]> {
         let (escaped, wide) = (hex(rest), wide.then(|| unicode(tail)).flatten());
         rest = tail;
         match (first, escaped, wide) {
-            (b'+', ..) => decoded.push(b' '),
+            (b'+', ..) => decoded.push(plus),
             (b'%', Some(byte), _) => {
                 decoded.push(byte);
                 rest = tail.get(2..).unwrap_or_default();

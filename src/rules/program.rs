@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 use super::fields::Field;
 use super::functions::{Function, Prepared};
 use super::pattern::{Regex, Wildcard};
-use super::tree::Logic;
+use super::tree::{Logic, Order};
 use super::value::{Array, Value};
 use super::view::View;
 use crate::lists::ranges::{IpSet, Sorted};
@@ -137,23 +137,6 @@ pub enum TextTest {
     Many(FxHashSet<Box<[u8]>>),
     /// Is it in this list?
     List(Arc<List>),
-}
-
-/// Which way two values have to be ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// The same.
-    Equal,
-    /// Not the same.
-    NotEqual,
-    /// The left one is less.
-    Less,
-    /// It is not greater.
-    LessEqual,
-    /// It is greater.
-    Greater,
-    /// It is not less.
-    GreaterEqual,
 }
 
 impl Order {

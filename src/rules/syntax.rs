@@ -2,7 +2,7 @@
 
 use super::Limits;
 use super::error::ExprError;
-use super::tree::{Access, Argument, Base, Comparison, Expr, Literal, Logic, Op, Right, Span, Step};
+use super::tree::{Access, Argument, Base, Comparison, Expr, Literal, Logic, Op, Order, Right, Span, Step};
 
 type Result<T> = std::result::Result<T, ExprError>;
 
@@ -29,19 +29,19 @@ const OPERATORS: [(&str, Op); 20] = [
     ("contains", Op::Contains),
     ("wildcard", Op::Wildcard),
     ("matches", Op::Matches),
-    ("eq", Op::Equal),
-    ("ne", Op::NotEqual),
-    ("le", Op::LessEqual),
-    ("lt", Op::Less),
-    ("ge", Op::GreaterEqual),
-    ("gt", Op::Greater),
+    ("eq", Op::Order(Order::Equal)),
+    ("ne", Op::Order(Order::NotEqual)),
+    ("le", Op::Order(Order::LessEqual)),
+    ("lt", Op::Order(Order::Less)),
+    ("ge", Op::Order(Order::GreaterEqual)),
+    ("gt", Op::Order(Order::Greater)),
     ("in", Op::In),
-    ("==", Op::Equal),
-    ("!=", Op::NotEqual),
-    ("<=", Op::LessEqual),
-    (">=", Op::GreaterEqual),
-    ("<", Op::Less),
-    (">", Op::Greater),
+    ("==", Op::Order(Order::Equal)),
+    ("!=", Op::Order(Order::NotEqual)),
+    ("<=", Op::Order(Order::LessEqual)),
+    (">=", Op::Order(Order::GreaterEqual)),
+    ("<", Op::Order(Order::Less)),
+    (">", Op::Order(Order::Greater)),
     ("~", Op::Matches),
     ("&", Op::BitwiseAnd),
 ];

@@ -83,18 +83,8 @@ pub struct Comparison {
 /// How a value is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// `eq`, `==`
-    Equal,
-    /// `ne`, `!=`
-    NotEqual,
-    /// `lt`, `<`
-    Less,
-    /// `le`, `<=`
-    LessEqual,
-    /// `gt`, `>`
-    Greater,
-    /// `ge`, `>=`
-    GreaterEqual,
+    /// By their order.
+    Order(Order),
     /// `contains`
     Contains,
     /// `matches`, `~`
@@ -107,6 +97,23 @@ pub enum Op {
     In,
     /// `bitwise_and`, `&`
     BitwiseAnd,
+}
+
+/// Which way two values have to be ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// `eq`, `==`
+    Equal,
+    /// `ne`, `!=`
+    NotEqual,
+    /// `lt`, `<`
+    Less,
+    /// `le`, `<=`
+    LessEqual,
+    /// `gt`, `>`
+    Greater,
+    /// `ge`, `>=`
+    GreaterEqual,
 }
 
 /// What a value is compared with.

@@ -12,7 +12,7 @@ use crate::lists::ranges::{IpRange, Sorted};
 use crate::rules::error::ExprError;
 use crate::rules::fields;
 use crate::rules::pattern::{Regex, Wildcard};
-use crate::rules::program::{IntTest, IpTest, Node, Order, Test, TextTest};
+use crate::rules::program::{IntTest, IpTest, Node, Test, TextTest};
 use crate::rules::tree::{Access, Comparison, Literal, Op, Right, Span};
 use crate::rules::value::{Type, integer};
 
@@ -42,15 +42,6 @@ impl Compare {
 impl Checker<'_> {
     pub(super) fn compare(&mut self, access: &Access, of: Type, comparison: &Comparison) -> Result<Compare> {
         let Comparison { op, op_span, right, right_span } = comparison;
-        let order = match op {
-            Op::Equal => Some(Order::Equal),
-            Op::NotEqual => Some(Order::NotEqual),
-            Op::Less => Some(Order::Less),
-            Op::LessEqual => Some(Order::LessEqual),
-            Op::Greater => Some(Order::Greater),
-            Op::GreaterEqual => Some(Order::GreaterEqual),
-            Op::Contains | Op::Matches | Op::Wildcard | Op::StrictWildcard | Op::In | Op::BitwiseAnd => None,
-        };
         let written = || self.source.get(op_span.clone()).unwrap_or_default();
         match (of, op, right) {
             (Type::Int, Op::In, Right::Set(items)) => self.ints(items).map(IntTest::In).map(Compare::Int),
@@ -60,11 +51,11 @@ impl Checker<'_> {
             (Type::Int, Op::BitwiseAnd, Right::One(literal)) => {
                 self.int(literal, right_span).map(IntTest::Bits).map(Compare::Int)
             }
-            (Type::Int, _, Right::One(literal)) if order.is_some() => {
-                Ok(Compare::Int(IntTest::Order(order.unwrap_or(Order::Equal), self.int(literal, right_span)?)))
+            (Type::Int, Op::Order(order), Right::One(literal)) => {
+                Ok(Compare::Int(IntTest::Order(*order, self.int(literal, right_span)?)))
             }
-            (Type::Ip, _, Right::One(literal)) if order.is_some() => {
-                Ok(Compare::Ip(IpTest::Order(order.unwrap_or(Order::Equal), self.ip(literal, right_span)?)))
+            (Type::Ip, Op::Order(order), Right::One(literal)) => {
+                Ok(Compare::Ip(IpTest::Order(*order, self.ip(literal, right_span)?)))
             }
             (Type::Bytes, Op::Contains, Right::One(literal)) => {
                 let bytes = self.bytes(literal, right_span)?;
@@ -84,8 +75,8 @@ impl Checker<'_> {
             (Type::Bytes, Op::Matches | Op::Wildcard | Op::StrictWildcard, Right::One(_)) => {
                 Err(ExprError::new(right_span.clone(), "expected a string in quotes"))
             }
-            (Type::Bytes, _, Right::One(literal)) if order.is_some() => {
-                Ok(Compare::Text(TextTest::Order(order.unwrap_or(Order::Equal), self.bytes(literal, right_span)?.into())))
+            (Type::Bytes, Op::Order(order), Right::One(literal)) => {
+                Ok(Compare::Text(TextTest::Order(*order, self.bytes(literal, right_span)?.into())))
             }
             (Type::Bool, ..) => {
                 let error = ExprError::new(op_span.clone(), "type: a truth is compared with nothing");

@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 use super::{
     ANY_NUMBER, ANY_TEXT, BASE, From, Function, LITERAL, NUMBER, Prepared, Returns, TEXT, bytes, flags, int, owned, parameter,
 };
-use crate::rules::normalise::url_decode;
+use crate::rules::normalise::percent_decode;
 use crate::rules::value::Type::{self, Bool, Bytes, Int, Ip};
 use crate::rules::value::{TEXT_MAP, TEXTS, TRUTHS, Value};
 use crate::rules::view::View;
@@ -231,13 +231,7 @@ fn timed_hmac(key: &hmac::Key, text: &[u8], ttl: i64, now: i64, separator: i64, 
             true => URL_SAFE_NO_PAD.decode(mac),
             // A `+` is a `+` here, not a space.
             false => {
-                let plain = url_decode(
-                    &mac.iter()
-                        .flat_map(|b| if *b == b'+' { &b"%2B"[..] } else { std::slice::from_ref(b) }.iter().copied())
-                        .collect::<Vec<_>>(),
-                    false,
-                )
-                .into_owned();
+                let plain = percent_decode(mac);
                 STANDARD.decode(&plain).or_else(|_| STANDARD_NO_PAD.decode(&plain))
             }
         };

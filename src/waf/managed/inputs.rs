@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{Targets, json};
 use crate::rules::View;
-use crate::rules::normalise::url_decode;
+use crate::rules::normalise::{percent_decode, url_decode};
 use crate::rules::view::FORM;
 
 /// The name of a body that is XML.
@@ -61,10 +61,7 @@ pub fn inputs(view: &View<'_>, each: &mut dyn FnMut(&Input<'_>) -> bool) {
 fn path(view: &View<'_>, give: Give<'_>) -> bool {
     let target = view.target;
     // A `+` is a plus in a path.
-    let decoded = |text: &str| match text.contains('%') {
-        true => url_decode(text.replace('+', "%2B").as_bytes(), false).into_owned(),
-        false => text.as_bytes().to_vec(),
-    };
+    let decoded = |text: &str| percent_decode(text.as_bytes()).into_owned();
     let (normal, raw, sent) = (decoded(&target.path), decoded(target.raw_path), target.raw_path.as_bytes());
     let (differ, encoded) = (normal != raw, *raw != *sent);
     give("http.request.uri.path", Targets::PATH, Cow::Owned(normal))
@@ -125,9 +122,7 @@ fn twice(text: &[u8]) -> Cow<'_, [u8]> {
         Cow::Borrowed(text) => Cow::Borrowed(text),
         Cow::Owned(once) if once.contains(&b'%') => {
             // A plus that was encoded is a plus.
-            let kept: Vec<u8> =
-                once.iter().flat_map(|b| if *b == b'+' { &b"%2B"[..] } else { std::slice::from_ref(b) }).copied().collect();
-            Cow::Owned(url_decode(&kept, false).into_owned())
+            Cow::Owned(percent_decode(&once).into_owned())
         }
         Cow::Owned(once) => Cow::Owned(once),
     }
