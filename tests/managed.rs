@@ -1,24 +1,12 @@
 //! The managed ruleset against the corpora in tests/managed: attacks that it has to catch, and requests of honest
 //! people that it must not. `cargo test --test managed -- --nocapture` prints the report.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a test ends where it cannot go on, and this one reports"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test ends where it cannot go on, and this one reports")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use portolan::client::place::Databases;
-use portolan::client::standing::Standing;
 use portolan::config::waf::Sensitivity;
-use portolan::explain::{Asked, Question};
-use portolan::lists::Lists;
-use portolan::request::Moment;
-use portolan::rules::View;
-use portolan::rules::view::{Asker, Target};
 use portolan::waf::managed::{Managed, all};
 use serde::Deserialize;
 
@@ -41,18 +29,7 @@ fn cases(file: &str) -> Vec<Case> {
 }
 
 fn find(managed: &Managed, request: &serde_json::Map<String, serde_json::Value>) -> Option<String> {
-    let mut request = request.clone();
-    request.entry("ip").or_insert("192.0.2.1".into());
-    request.entry("url").or_insert("/".into());
-    let question: Question = serde_json::from_value(request.into()).unwrap();
-    let asked = Asked::new(&question).unwrap_or_else(|e| panic!("{question:?}: {e}"));
-    let facts = asked.facts(question.ip, 64 << 10);
-    let (databases, lists, standing) = (Databases::default(), Lists::default(), Standing::default());
-    let place = databases.lookup(question.ip);
-    let (ip, now) = (question.ip, Moment::default());
-    let asker = Asker { ip, trusted_peer: false, place: &place, databases: &databases, lists: &lists, standing: &standing, now };
-    let target = Target::new(&facts);
-    managed.find(&View::new(&facts, &target, asker), 0).map(|f| f.rule.to_string())
+    view::with_view(request.clone(), "/", |view| managed.find(view, 0).map(|f| f.rule.to_string()))
 }
 
 fn at(level: Sensitivity) -> Managed {
@@ -227,3 +204,5 @@ fn every_rule_has_its_tests_and_its_reason() {
 }
 
 mod common;
+#[path = "common/view.rs"]
+mod view;

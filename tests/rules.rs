@@ -2,16 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends where it cannot go on")]
 
-use std::net::IpAddr;
 use std::path::Path;
 
-use portolan::client::place::Databases;
-use portolan::client::standing::Standing;
-use portolan::explain::{Asked as Request, Question};
 use portolan::lists::Lists;
-use portolan::request::Moment;
-use portolan::rules::view::{Asker, Target};
-use portolan::rules::{ExprError, Filter, Limits, Phase, Scope, View};
+use portolan::rules::{ExprError, Filter, Limits, Phase, Scope};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -31,26 +25,8 @@ fn compile(expression: &str) -> Result<Filter, ExprError> {
     Filter::new(expression, Scope { phase: Phase::Body, lists: &Lists::default(), limits: Limits::default() })
 }
 
-fn holds(filter: &Filter, mut request: serde_json::Map<String, serde_json::Value>) -> bool {
-    request.entry("ip").or_insert("192.0.2.1".into());
-    request.entry("url").or_insert("http://example.com/".into());
-    let question: Question = serde_json::from_value(request.into()).unwrap();
-    let ip: IpAddr = question.ip;
-    let asked = Request::new(&question).unwrap();
-    let facts = asked.facts(ip, 64 << 10);
-    let (databases, lists, standing) = (Databases::default(), Lists::default(), Standing::default());
-    let place = databases.lookup(ip);
-    let asker = Asker {
-        ip,
-        trusted_peer: false,
-        place: &place,
-        databases: &databases,
-        lists: &lists,
-        standing: &standing,
-        now: Moment::default(),
-    };
-    let target = Target::new(&facts);
-    filter.matches(&View::new(&facts, &target, asker))
+fn holds(filter: &Filter, request: serde_json::Map<String, serde_json::Value>) -> bool {
+    view::with_view(request, "http://example.com/", |view| filter.matches(view))
 }
 
 #[test]
@@ -135,3 +111,5 @@ fn seeds() -> Vec<String> {
 
 mod common;
 mod reference;
+#[path = "common/view.rs"]
+mod view;

@@ -475,6 +475,10 @@ async fn managed_exceptions() {
     let edge = edge(&origin, "waf: { managed: { enabled: true, except: [sqli-libinjection, traversal-target] } }\n").await;
     assert_eq!(edge.get("/?q=1%27%20or%20%271%27=%271%27--", &[]).await.status, 200);
     assert_eq!(edge.get("/?q=%3Cscript%3Ealert(1)%3C/script%3E", &[]).await.status, 403);
+    // And it may only say what it would do.
+    let quiet = self::edge(&origin, "waf: { managed: { enabled: true, mode: log } }\n").await;
+    assert_eq!(quiet.get("/?q=%3Cscript%3Ealert(1)%3C/script%3E", &[]).await.status, 200);
+    assert_eq!(quiet.metric("portolan_waf_matches_total{action=\"log\",rule=\"xss-libinjection\"}").await, 1.0);
 }
 
 /// What is blocked on its way to an HTTP/2 upstream is answered at once, too.
