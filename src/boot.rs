@@ -19,6 +19,7 @@ use crate::proxy::listen;
 use crate::reload::{Known, Reloader, build, start};
 use crate::signing::Key;
 use crate::state::{Live, State};
+use crate::tasks::bans;
 use crate::tasks::dns::Resolver;
 
 /// A process that is ready to serve.
@@ -86,6 +87,12 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
     let memory = Arc::new(Memory::new(Key::new(&secret)));
     let built = build(&paths, &Known::default(), &memory).map_err(|f| Refused::Problems(f.problems))?;
     let orders = Orders::open(dir.clone(), &memory).map_err(kept)?;
+    if let (Some(dir), Some(ledger)) = (&dir, memory.known_ledger()) {
+        let restored = bans::restore(dir, &ledger).map_err(kept)?;
+        if restored > 0 {
+            tracing::info!(restored, "penalties of limits go on after the restart");
+        }
+    }
     let resolver = Resolver::new(built.config.resolver.servers.iter().map(|a| a.0).collect());
     let bind = |address| listen::bind(address).map_err(|error| Refused::Listen { address, error });
     let listeners = built.config.listeners.iter().map(|l| bind(l.address.0)).collect::<Result<_, _>>()?;

@@ -23,6 +23,8 @@ pub mod lists;
 pub mod client;
 pub mod decide;
 pub mod explain;
+pub mod kept;
+pub mod limits;
 pub mod memory;
 pub mod observe;
 pub mod regions;

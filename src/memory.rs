@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use crate::client::standing::Standing;
 use crate::config::units::UpstreamUrl;
+use crate::limits::Ledger;
 use crate::regions::control::{RegionState, Room};
 use crate::regions::endpoint::UpstreamState;
 use crate::regions::latency::Latency;
@@ -27,6 +28,8 @@ pub struct Memory {
     pub standing: Arc<Standing>,
     /// Challenges that were made and answered.
     pub challenges: Arc<Challenges>,
+    /// What limits remember; there once there is a limit.
+    ledger: OnceLock<Arc<Ledger>>,
     room: Arc<Room>,
     upstreams: Mutex<HashMap<UpstreamUrl, Arc<UpstreamState>>>,
     regions: Mutex<HashMap<Box<str>, Arc<RegionState>>>,
@@ -41,11 +44,23 @@ impl Memory {
             latency: Arc::default(),
             standing: Arc::default(),
             challenges: Arc::default(),
+            ledger: OnceLock::new(),
             room: Arc::default(),
             upstreams: Mutex::default(),
             regions: Mutex::default(),
             budgets: Mutex::default(),
         }
+    }
+
+    /// What limits remember, of at most `memory` bytes; `shared`: there are other nodes. Both are settled by the first
+    /// who asks.
+    pub fn ledger(&self, memory: u64, shared: bool) -> Arc<Ledger> {
+        self.ledger.get_or_init(|| Arc::new(Ledger::new(memory, &self.key, shared))).clone()
+    }
+
+    /// The same, if a limit was ever configured.
+    pub fn known_ledger(&self) -> Option<Arc<Ledger>> {
+        self.ledger.get().cloned()
     }
 
     /// What is known of an upstream.

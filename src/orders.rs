@@ -4,16 +4,17 @@
 //! Evacuation is modelled on the zonal shift of AWS's Application Recovery Controller: it always ends by
 //! itself, it is refused where it would leave nobody to serve, and traffic leaves and comes back in a ramp.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 use crate::config::units::Span;
+use crate::kept::{Now, replace, rfc3339};
 use crate::memory::Memory;
 use crate::proxy::clock;
 use crate::regions::RegionId;
@@ -108,32 +109,6 @@ pub struct Kept {
 struct Saved {
     version: u32,
     regions: Vec<Kept>,
-}
-
-/// Both clocks at one moment.
-#[derive(Debug, Clone, Copy)]
-struct Now {
-    moment: Moment,
-    unix: u64,
-}
-
-impl Now {
-    fn new() -> Self {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { moment: clock::now(), unix: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
-    }
-
-    /// The time of day of `moment`.
-    fn unix(self, moment: Moment) -> u64 {
-        let (later, earlier) = (moment.since(self.moment), self.moment.since(moment));
-        self.unix.saturating_add(later.as_millis() as u64).saturating_sub(earlier.as_millis() as u64)
-    }
-
-    fn moment(self, unix: u64) -> Moment {
-        let later = Duration::from_millis(unix.saturating_sub(self.unix));
-        let earlier = Duration::from_millis(self.unix.saturating_sub(unix));
-        Moment(self.moment.after(later).0.saturating_sub(earlier))
-    }
 }
 
 impl Kept {
@@ -313,6 +288,11 @@ impl Orders {
         next.map(|next| next.since(now))
     }
 
+    /// The folder of Portolan's own, if it has one.
+    pub fn dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
     /// Does an order outlive the process?
     pub fn survive(&self) -> bool {
         self.dir.is_some()
@@ -328,17 +308,6 @@ impl Orders {
         let saved = Saved { version: 1, regions: state.memory.regions().into_iter().filter_map(kept).collect() };
         replace(dir, FILE, &serde_json::to_vec_pretty(&saved)?, 0o644)
     }
-}
-
-/// Writes a file whole or not at all: beside it, to disk, then in its place.
-fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let new = dir.join(format!("{name}.new"));
-    let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, dir.join(name))?;
-    std::fs::File::open(dir)?.sync_all()
 }
 
 /// The secret that signs cookies: the configured one, or the one in `dir`, or a new one, kept there if possible.
@@ -389,9 +358,4 @@ fn span(key: &str, text: Option<&str>) -> Result<Option<Duration>, Refused> {
 
 fn invalid(text: &str) -> Refused {
     Refused::Invalid(text.to_owned())
-}
-
-/// Milliseconds since 1970 as a date.
-pub fn rfc3339(unix: u64) -> String {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix)).to_string()
 }

@@ -6,8 +6,10 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use parking_lot::Mutex;
+use prometheus::IntCounter;
 
 use crate::config::problem::ProblemJson;
+use crate::limits::{self, Question, Shared};
 use crate::memory::Memory;
 use crate::observe::RequestDone;
 use crate::observe::access_log::AccessLog;
@@ -25,6 +27,8 @@ pub struct Live {
     pub routes: Box<[Arc<RouteMetrics>]>,
     /// By [`crate::regions::RegionId`].
     pub regions: Box<[Arc<RegionMetrics>]>,
+    /// What its limits said so far, by their position.
+    pub limits: Box<[Arc<[IntCounter; limits::Decision::ALL.len()]>]>,
     /// The regions' names as header values, made once: cloning one allocates nothing.
     pub region_headers: Box<[HeaderValue]>,
 }
@@ -34,10 +38,11 @@ impl Live {
     pub fn new(snapshot: Snapshot, metrics: &Metrics) -> Self {
         let routes = snapshot.routes.iter().map(|r| metrics.route(&r.name)).collect();
         let regions = snapshot.regions.iter().map(|r| metrics.region(&r.name)).collect();
+        let limits = snapshot.limits.rules.iter().map(|limit| metrics.limit(&limit.id)).collect();
         // A region's name is made of letters, digits, `_`, `-` and `.`, so each is a header value.
         let header = |name: &str| HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("-"));
         let region_headers = snapshot.regions.iter().map(|r| header(&r.name)).collect();
-        Self { snapshot, routes, regions, region_headers }
+        Self { snapshot, routes, regions, limits, region_headers }
     }
 }
 
@@ -78,6 +83,11 @@ pub struct State {
 }
 
 impl State {
+    /// Asks all nodes together.
+    pub async fn ask(&self, _question: Question) -> Shared {
+        Shared::Unreachable
+    }
+
     /// Remembers a request that is over.
     pub fn record(&self, done: &RequestDone<'_>) {
         self.metrics.record(done);

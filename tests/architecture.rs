@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// In the order of the journey: a stage may use those before it, never one after it.
-const STAGES: [&str; 15] = [
+const STAGES: [&str; 16] = [
     "config",
     "signing",
     "request",
@@ -14,6 +14,7 @@ const STAGES: [&str; 15] = [
     "rules",
     "transforms",
     "waf",
+    "limits",
     "regions",
     "routes",
     "memory",

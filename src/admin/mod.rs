@@ -2,6 +2,7 @@
 //! reachable through a data port.
 
 mod guard;
+mod limits;
 mod page;
 mod regions;
 mod status;
@@ -46,6 +47,9 @@ impl Admin {
             .route("/reload", post(reload))
             .route("/explain", post(explained))
             .route("/regions/{name}/{action}", post(regions::order))
+            .route("/limits/top", get(limits::top))
+            .route("/limits/banned", get(limits::banned))
+            .route("/limits/reset", post(limits::reset))
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
             .with_state(self.clone())

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::Status;
-use crate::orders::rfc3339;
+use crate::kept::rfc3339;
 
 /// No script, nothing from elsewhere; the style's hash is not needed because there is one place for it.
 pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'";

@@ -4,6 +4,7 @@ mod check;
 mod client;
 mod demo;
 mod explain;
+mod limits;
 mod region;
 mod reload;
 mod rules;
@@ -72,6 +73,8 @@ enum Command {
     Reload(client::AdminArgs),
     /// Take a region out of a running process, and bring it back
     Region(region::RegionCommand),
+    /// Show who is near a limit or refused for a time, and let somebody begin anew
+    Limits(limits::LimitsCommand),
 }
 
 /// Where the configuration is.
@@ -125,6 +128,7 @@ fn command() -> anyhow::Result<Exit> {
         Command::Status(status) => status.run(),
         Command::Reload(admin) => reload::run(&admin),
         Command::Region(region) => region.run(),
+        Command::Limits(limits) => limits.run(),
     }
 }
 

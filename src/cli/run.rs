@@ -13,7 +13,7 @@ use crate::config::Paths;
 use crate::proxy::server;
 use crate::reload::Reloader;
 use crate::state::State;
-use crate::tasks::{orders, probe, signals, watch};
+use crate::tasks::{bans, orders, probe, signals, watch};
 
 /// What the demo adds to a plain run.
 #[derive(Default)]
@@ -58,7 +58,14 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
         ready(&addresses, admin_address);
     }
     let background = state.clone();
+    let ended = state.clone();
     server::run(state, listeners, stops, move || control(background, reloader, admin, admin_listener, extra))?;
+    // What began in the last second.
+    if let (Some(dir), Some(ledger)) = (ended.orders.dir(), ended.memory.known_ledger())
+        && let Err(error) = bans::save(dir, &ledger)
+    {
+        tracing::error!(%error, "penalties cannot be written to state_dir");
+    }
     Ok(Exit::Done)
 }
 
@@ -66,6 +73,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
 async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, listener: std::net::TcpListener, extra: Extra) {
     tokio::spawn(state.resolver.clone().refresh(state.clone()));
     tokio::spawn(probe::run(state.clone()));
+    tokio::spawn(bans::run(state.clone(), state.orders.dir().map(Into::into)));
     tokio::spawn(orders::run(state));
     tokio::spawn(signals::act(reloader.clone()));
     tokio::spawn(watch::watch(reloader));

@@ -24,6 +24,8 @@ pub enum Deed {
     Blocked,
     /// It answered a challenge wrongly, or with what was not its own.
     ChallengeFailed,
+    /// It went over a limit.
+    OverLimit,
     /// It answered a challenge.
     ChallengeSolved,
 }
@@ -33,6 +35,7 @@ impl Deed {
         match self {
             Self::Blocked => 25.0,
             Self::ChallengeFailed => 20.0,
+            Self::OverLimit => 15.0,
             Self::ChallengeSolved => -30.0,
         }
     }

@@ -5,6 +5,8 @@
 
 pub mod check;
 mod client;
+mod cluster;
+pub mod limits;
 mod listeners;
 mod lists;
 pub mod load;
@@ -21,6 +23,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub use client::Client;
+pub use cluster::Cluster;
+pub use limits::Limits;
 pub use listeners::{AccessLog, Admin, Listener, Resolver, Shutdown};
 pub use lists::{List, Source};
 pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
@@ -66,6 +70,12 @@ pub struct Config {
     /// What may pass.
     #[serde(default)]
     pub waf: Waf,
+    /// How often.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Other nodes: limits hold for all together, and orders for regions reach every one. A change needs a restart.
+    #[serde(default)]
+    pub cluster: Option<Cluster>,
     /// One JSON line per request.
     #[serde(default)]
     pub access_log: AccessLog,

@@ -71,7 +71,7 @@ pub struct Rule {
     /// For `block`: what the client gets.
     #[serde(default)]
     pub response: Option<Response>,
-    /// For `skip`: what is left out. `rest`, `managed`, or a category of the managed ruleset.
+    /// For `skip`: what is left out. `rest`, `limits`, `managed`, or a category of the managed ruleset.
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub skip: Option<Vec<Skip>>,
@@ -106,6 +106,8 @@ pub enum Action {
 pub enum Skip {
     /// The rules that follow under `waf.rules`.
     Rest,
+    /// Every one of `limits`.
+    Limits,
     /// The managed ruleset.
     Managed,
     /// Its rules against paths that leave their folder.
@@ -154,7 +156,7 @@ fn default_status() -> u16 {
     403
 }
 
-fn default_content_type() -> String {
+pub(super) fn default_content_type() -> String {
     "text/plain; charset=utf-8".to_owned()
 }
 

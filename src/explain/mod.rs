@@ -12,8 +12,8 @@ use serde::Serialize;
 
 pub use question::{Asked, Question};
 use regions::{moved, regions};
-pub use rules::{Firewall, OperandSeen, RuleSeen, Transformed};
-use rules::{conditions, firewall, transformed};
+pub use rules::{Firewall, LimitSeen, OperandSeen, RuleSeen, Transformed};
+use rules::{conditions, firewall, limits, transformed};
 
 use crate::client::address::{ClientAddress, Source};
 use crate::decide::{Next, decide};
@@ -40,6 +40,8 @@ pub struct Explanation {
     pub conditions: Vec<RuleSeen>,
     /// What rules made of it.
     pub firewall: Firewall,
+    /// What limits made of it; nothing is spent by asking.
+    pub limits: Vec<LimitSeen>,
     /// What transforms change, if anything.
     pub transforms: Option<Transformed>,
     /// Candidate regions in order, each with the reason for its place.
@@ -47,7 +49,7 @@ pub struct Explanation {
     /// The region that steering put first, and why the order begins with another.
     pub moved: Option<MovedFrom>,
     /// How long is waited for what, and how often is tried.
-    pub limits: Option<Limits>,
+    pub patience: Option<PatienceSeen>,
     /// The attempts that would follow.
     pub attempts: Vec<AttemptSeen>,
     /// What the client would get.
@@ -150,7 +152,7 @@ pub struct UpstreamSeen {
 
 /// Patience, as durations in words.
 #[derive(Debug, Serialize)]
-pub struct Limits {
+pub struct PatienceSeen {
     /// TCP and TLS of one attempt.
     pub connect: String,
     /// Silence of the upstream, and which of the timeouts that is.
@@ -224,6 +226,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     let route = decision.route.and_then(|matched| route(snapshot, &facts, seen_path, matched));
     let conditions = conditions(snapshot, &facts, &decision, now);
     let firewall = firewall(snapshot, &facts, &decision, now);
+    let limits = limits(snapshot, &facts, &decision, now);
     let transforms = transformed(snapshot, &decision);
     let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok()).map(|to| snapshot.secrets.hide(to));
     let elsewhere = elsewhere.as_deref();
@@ -234,15 +237,16 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         route,
         conditions,
         firewall,
+        limits,
         transforms,
         regions: Vec::new(),
         moved: None,
-        limits: None,
+        patience: None,
         attempts: Vec::new(),
         answer: match &decision.next {
             Next::Refuse(refusal) => refused(*refusal, elsewhere),
             // A question comes with its body, and who is forwarded has a route.
-            Next::NeedBody | Next::Forward(_) => refused(Refusal::Internal, None),
+            Next::NeedBody | Next::NeedShared(_) | Next::Forward(_) => refused(Refusal::Internal, None),
         },
     };
     let route = decision.route.and_then(|m| snapshot.route(m.route));
@@ -252,7 +256,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
             route.steering.learned(route.steering.areas(decision.client.ip, decision.place.country)?, region)
         });
         explanation.moved = plan.moved.map(|(region, why)| moved(snapshot, region, why));
-        explanation.limits = Some(limits(route, &plan, &facts, now));
+        explanation.patience = Some(patience(route, &plan, &facts, now));
         explanation.answer = play(snapshot, route, &mut plan, &down, now);
         explanation.attempts = plan.tries.iter().map(|t| attempt(snapshot, t)).collect();
     }
@@ -305,7 +309,7 @@ fn shown(snapshot: &Snapshot, facts: &Facts<'_>, path: &str, matched: Matched) -
     }
 }
 
-fn limits(route: &crate::routes::Route, plan: &Plan, facts: &Facts<'_>, now: Moment) -> Limits {
+fn patience(route: &crate::routes::Route, plan: &Plan, facts: &Facts<'_>, now: Moment) -> PatienceSeen {
     let (requests, retries) = route.retry.budget.counts(now);
     let allowed = if route.retry.budget.allows(route.retry.allowance, now) { "allows more" } else { "is spent" };
     let silence = match plan.patience {
@@ -317,7 +321,7 @@ fn limits(route: &crate::routes::Route, plan: &Plan, facts: &Facts<'_>, now: Mom
         (false, true) => "yes, retry.non_idempotent is set".to_owned(),
         (false, false) => format!("only if nothing was sent: {} is not idempotent", facts.method),
     };
-    Limits {
+    PatienceSeen {
         connect: seconds(route.timeouts.connect),
         silence,
         total: seconds(route.timeouts.total),

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::decide::{Decision, asker, rewritten};
+use crate::decide::{Decision, Next, asker, rewritten};
+use crate::limits::{Decision as Said, Limit, Seen};
 use crate::request::{Facts, Moment};
 use crate::rules::view::Target;
 use crate::rules::{Filter, View};
@@ -122,6 +123,8 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
         }
     };
     let rules: Vec<_> = snapshot.waf.rules.iter().map(rule).collect();
+    let stops = |seen: &Seen| !matches!(seen.decision, Said::Allowed | Said::Logged);
+    let limited = decision.limits.seen.last().is_some_and(stops);
     let managed = snapshot.waf.managed.as_ref().map(|_| {
         let known = |id: &str| snapshot.waf.rules.iter().any(|r| *r.id == *id);
         match decision.matches.iter().find(|m| !known(&m.rule)) {
@@ -129,11 +132,58 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
                 let input = m.seen.first().and_then(|s| s.value.as_deref()).unwrap_or_default();
                 format!("{} ({}): {} in {input}", m.rule, m.action, crate::waf::managed::reason(&m.rule))
             }
-            None if !reached => "not reached".to_owned(),
+            None if !reached || limited => "not reached".to_owned(),
             None => "nothing found".to_owned(),
         }
     });
     Firewall { threat_score: Some(view.threat_score()), rules, managed }
+}
+
+/// A limit, and what it makes of the request.
+#[derive(Debug, Serialize)]
+pub struct LimitSeen {
+    /// Its name.
+    pub id: String,
+    /// What it does with what is too much.
+    pub action: &'static str,
+    /// What it allows.
+    pub quota: String,
+    /// What is counted apart, for this request; nothing if the limit was not asked.
+    pub key: Option<String>,
+    /// What it says: what is left, `does not apply` or `not reached`.
+    pub outcome: String,
+    /// What is left, if it was asked.
+    pub left: Option<u32>,
+}
+
+/// What the limits made of it.
+pub(super) fn limits(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision, now: Moment) -> Vec<LimitSeen> {
+    let (Some(route), Some(ledger)) = (decision.route.and_then(|m| snapshot.route(m.route)), &snapshot.limits.ledger) else {
+        return Vec::new();
+    };
+    let asker = asker(snapshot, &decision.client, &decision.place, now);
+    let (target, _) = rewritten(snapshot, facts, asker, Target::new(facts));
+    let mut view = View::new(facts, &target, asker);
+    view.route = Some(&route.name);
+    let seen_last = decision.limits.seen.last().map(|seen| usize::from(seen.limit));
+    let passed = matches!(decision.next, Next::Forward(_));
+    let limit = |(n, limit): (usize, &Limit)| {
+        let seen = decision.limits.seen.iter().find(|seen| usize::from(seen.limit) == n);
+        let outcome = match seen {
+            Some(seen) => limit.said(seen),
+            None if passed || seen_last.is_some_and(|last| n < last) => "does not apply".to_owned(),
+            None => "not reached".to_owned(),
+        };
+        LimitSeen {
+            id: limit.id.to_string(),
+            action: limit.action_in_words(),
+            quota: limit.quota_in_words(),
+            key: seen.map(|_| limit.describe(snapshot.limits.prefixes, ledger, &view).to_string()),
+            outcome,
+            left: seen.map(|seen| seen.left),
+        }
+    };
+    snapshot.limits.rules.iter().enumerate().map(limit).collect()
 }
 
 /// What transforms change of it.

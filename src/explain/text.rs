@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::{AttemptSeen, Explanation, Firewall, Limits, MovedFrom, OperandSeen, RequestSeen, RuleSeen, Transformed};
+use super::{AttemptSeen, Explanation, Firewall, LimitSeen, MovedFrom, OperandSeen, PatienceSeen, RequestSeen, RuleSeen, Transformed};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,6 +47,11 @@ impl fmt::Display for Explanation {
         if let Some(score) = threat_score {
             row("threat", &format!("score {score} of 100"), "")?;
         }
+        for (i, limit) in self.limits.iter().enumerate() {
+            let LimitSeen { id, action, quota, key, outcome, left: _ } = limit;
+            let of = key.as_ref().map(|key| format!(" for {key}")).unwrap_or_default();
+            row(if i == 0 { "limits" } else { "" }, &format!("{id} ({action}): {outcome}"), &format!("{quota}{of}"))?;
+        }
         if let Some(found) = managed {
             row("managed", found, "")?;
         }
@@ -67,9 +72,9 @@ impl fmt::Display for Explanation {
         if let Some(MovedFrom { region, because }) = &self.moved {
             row("moved", &format!("not to {region}"), because)?;
         }
-        if let Some(limits) = &self.limits {
-            let Limits { connect, silence, total, attempts, repeat, budget } = limits;
-            row("limits", &format!("connect {connect}, silence {silence}, total {total}, at most {attempts} attempts"), "")?;
+        if let Some(patience) = &self.patience {
+            let PatienceSeen { connect, silence, total, attempts, repeat, budget } = patience;
+            row("patience", &format!("connect {connect}, silence {silence}, total {total}, at most {attempts} attempts"), "")?;
             row("", &format!("sent again? {repeat}"), "")?;
             row("", &format!("retry budget {budget}"), "")?;
         }

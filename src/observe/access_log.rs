@@ -18,6 +18,7 @@ use serde::{Serialize, Serializer};
 use super::RequestDone;
 use crate::state::Live;
 use crate::upstream::{Plan, Try, plan};
+use crate::limits::{Decision, Limit};
 use crate::waf::Match;
 
 /// How long lines are gathered before they are written.
@@ -241,6 +242,9 @@ struct Line<'a> {
     /// Rules that applied, and what they saw.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     waf: Vec<MatchLine<'a>>,
+    /// Limits that did not just allow it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    limits: Vec<LimitLine<'a>>,
     attempts: Attempts<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     not_retried: Option<&'static str>,
@@ -268,6 +272,7 @@ impl<'a> Line<'a> {
                 .and_then(|(from, why)| Some(MovedLine { from: &done.live.snapshot.region(from)?.name, because: why.label() })),
             panic: done.plan.is_some_and(|p| p.panic),
             waf: done.matches.iter().map(MatchLine::new).collect(),
+            limits: LimitLine::all(done),
             attempts: Attempts { live: done.live, plan: done.plan },
             not_retried: done.plan.and_then(|p| p.stopped).map(|s| s.label()),
             total_ms: Millis(done.total),
@@ -303,6 +308,24 @@ impl<'a> MatchLine<'a> {
     fn new(m: &'a Match) -> Self {
         let saw = m.seen.iter().map(|seen| (seen.operand.as_str(), seen.value.as_deref())).collect();
         Self { rule: &m.rule, action: m.action, saw }
+    }
+}
+
+/// A limit that did not just allow it.
+#[derive(Serialize)]
+struct LimitLine<'a> {
+    limit: &'a str,
+    decision: &'static str,
+}
+
+impl<'a> LimitLine<'a> {
+    fn all(done: &RequestDone<'a>) -> Vec<Self> {
+        let seen = done.limits.iter().filter(|seen| seen.decision != Decision::Allowed);
+        let line = |seen| {
+            let limit: &Limit = done.live.snapshot.limits.rule(seen)?;
+            Some(Self { limit: &limit.id, decision: seen.decision.label() })
+        };
+        seen.filter_map(line).collect()
     }
 }
 

@@ -12,6 +12,7 @@ use prometheus::{
 
 use super::RequestDone;
 use crate::client::country::LookupResult;
+use crate::limits::Decision;
 use crate::request::Moment;
 use crate::state::Live;
 use crate::upstream::plan::Moved;
@@ -46,6 +47,9 @@ pub struct Metrics {
     upstream_duration: HistogramVec,
     failovers: IntCounterVec,
     waf_matches: IntCounterVec,
+    limit_decisions: IntCounterVec,
+    limit_table: [IntGauge; 3],
+    limit_evictions: [IntCounter; 2],
     not_retried: [IntCounter; Stop::ALL.len()],
     lookups: [IntCounter; LookupResult::ALL.len()],
     region_healthy: IntGaugeVec,
@@ -129,6 +133,21 @@ impl Metrics {
             "region",
         )?;
         let waf_matches = counters("portolan_waf_matches_total", "Rules that applied, by what they did.", &["rule", "action"])?;
+        let limit_decisions = counters(
+            "portolan_limit_decisions_total",
+            "What limits said of the requests that they apply to.",
+            &["limit", "decision"],
+        )?;
+        let limit_evictions = counters(
+            "portolan_limit_evictions_total",
+            "Clients that had to make room in the table of counters: while something was counted of them, or in a penalty.",
+            &["kind"],
+        )?;
+        let limit_table = [
+            gauge("portolan_limit_table_entries", "Places of the table of counters that were used so far.")?,
+            gauge("portolan_limit_table_capacity", "Places of the table of counters.")?,
+            gauge("portolan_limit_banned", "Clients that are refused for a time, as far as they are listed.")?,
+        ];
         let failovers = counters(
             "portolan_failovers_total",
             "Requests that moved from one region to another, and why.",
@@ -201,6 +220,9 @@ impl Metrics {
             upstream_duration,
             failovers,
             waf_matches,
+            limit_decisions,
+            limit_table,
+            limit_evictions: ["counted", "penalised"].map(|kind| limit_evictions.with_label_values(&[kind])),
             region_healthy,
             region_usable,
             region_granted,
@@ -227,6 +249,11 @@ impl Metrics {
         Arc::new(RegionMetrics { outcomes, duration: self.upstream_duration.with_label_values(&[name]) })
     }
 
+    /// The counters of a limit, by [`Decision::ALL`].
+    pub fn limit(&self, id: &str) -> Arc<[IntCounter; Decision::ALL.len()]> {
+        Arc::new(Decision::ALL.map(|decision| self.limit_decisions.with_label_values(&[id, decision.label()])))
+    }
+
     /// Forgets the labels of routes and regions that are in `old` but not in `new`.
     pub fn tidy(&self, old: &Live, new: &Live) {
         for route in &old.snapshot.routes {
@@ -244,6 +271,13 @@ impl Metrics {
             if new.snapshot.waf.rules.iter().all(|r| r.id != rule.id) {
                 for action in ACTIONS {
                     let _ = self.waf_matches.remove_label_values(&[&*rule.id, action]);
+                }
+            }
+        }
+        for limit in &old.snapshot.limits.rules {
+            if new.snapshot.limits.rules.iter().all(|l| l.id != limit.id) {
+                for decision in Decision::ALL {
+                    let _ = self.limit_decisions.remove_label_values(&[&*limit.id, decision.label()]);
                 }
             }
         }
@@ -280,6 +314,12 @@ impl Metrics {
         }
         for found in done.matches {
             self.waf_matches.with_label_values(&[&*found.rule, found.action]).inc();
+        }
+        for seen in done.limits {
+            let counters = done.live.limits.get(usize::from(seen.limit));
+            if let Some(counter) = counters.and_then(|all| all.get(seen.decision as usize)) {
+                counter.inc();
+            }
         }
         let Some(plan) = done.plan else { return };
         for attempt in &plan.tries {
@@ -346,6 +386,17 @@ impl Metrics {
                 if upstream.url.needs_dns() {
                     self.dns_stale.with_label_values(&labels).set(upstream.state.dns.stale.load(Relaxed).into());
                 }
+            }
+        }
+        if let Some(ledger) = &live.snapshot.limits.ledger {
+            let fill = ledger.table.fill();
+            let banned = ledger.book.banned(now) as u64;
+            let values = [fill.entries, fill.capacity, banned];
+            for (gauge, value) in self.limit_table.iter().zip(values) {
+                gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+            for (counter, value) in self.limit_evictions.iter().zip([fill.evicted, fill.pardoned]) {
+                counter.inc_by(value.saturating_sub(counter.get()));
             }
         }
         self.learned_areas.set(i64::try_from(learned_areas).unwrap_or(i64::MAX));

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::client::country::LookupResult;
 use crate::config::units::Country;
+use crate::limits::Seen;
 use crate::routes::RouteId;
 use crate::state::Live;
 use crate::upstream::Plan;
@@ -42,6 +43,8 @@ pub struct RequestDone<'a> {
     pub route: Option<RouteId>,
     /// Rules that applied.
     pub matches: &'a [Match],
+    /// Limits that applied.
+    pub limits: &'a [Seen],
     /// The attempts, if it was forwarded.
     pub plan: Option<&'a Plan>,
     /// From the request's header to its end.

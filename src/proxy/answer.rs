@@ -11,6 +11,8 @@ use serde_json::json;
 
 use super::edge::{Context, REQUEST_ID};
 use super::facts::host;
+use super::headers;
+use crate::limits;
 use crate::request::{argument, is_request_id};
 use crate::respond::Refusal;
 use crate::waf::challenge::page::{Page, back, policy};
@@ -48,6 +50,10 @@ pub async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     }
     for (name, value) in more {
         response.insert_header(name, value)?;
+    }
+    if let Some((policy, state)) = ctx.decision.as_ref().and_then(|d| ctx.live.snapshot.limits.headers(&d.limits)) {
+        response.insert_header(headers::RATE_LIMIT_POLICY, policy)?;
+        response.insert_header(headers::RATE_LIMIT, state)?;
     }
     let empty = body.is_empty() || session.req_header().method == Method::HEAD;
     session.write_response_header(Box::new(response), empty).await?;
@@ -93,6 +99,13 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
                 _ => text(),
             }
         }
+        Refusal::OverLimit { limit, .. } => match ctx.live.snapshot.limits.rules.get(usize::from(limit)).map(|l| &l.action) {
+            Some(limits::Action::Block(Answer { content_type, body, .. })) if !body.is_empty() => {
+                let kind = HeaderValue::from_str(content_type).unwrap_or(TEXT);
+                Content { kind, body: body.clone(), more: Vec::new() }
+            }
+            _ => text(),
+        },
         Refusal::Challenged { bits, waits } => challenge(session, ctx, refusal, bits, waits),
         Refusal::ChallengePassed { waited } => {
             let mut more: Vec<_> = earned().map(|cookie| (header::SET_COOKIE, cookie)).into_iter().collect();
@@ -119,6 +132,7 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
         | Refusal::NotRepeated { .. }
         | Refusal::Overloaded
         | Refusal::ReplayRefused { .. }
+        | Refusal::LimitUnavailable
         | Refusal::Blocked { rule: None, .. }
         | Refusal::Internal => text(),
     }

@@ -12,27 +12,25 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 
-use super::answer::{answer, fresh_id, given_id};
+use super::answer::answer;
 use super::body::{self, Inspection};
-use super::facts::{Given, facts, host};
+use super::facts::host;
 use super::patient::HeaderDeadline;
 use super::peer::{Prepared, connect_failure, exchange_failure};
 use super::tunnel::{CLOSE_RESTART, Frames};
-use super::{clock, headers, peer as peers, queue};
-use crate::decide::{Decision, Next, decide};
+use super::{clock, headers, journey, peer as peers, queue};
+use crate::decide::{Decision, Next};
 use crate::observe::RequestDone;
-use crate::request::{Body, Moment, Seen};
+use crate::request::Moment;
 use crate::respond::Refusal;
 use crate::routes::{Patience, Route};
 use crate::state::{Live, State};
-use crate::upstream::plan::{Mode, upstream};
+use crate::upstream::plan::upstream;
 use crate::upstream::replay::Replay;
 use crate::upstream::{Backends, Failure, Outcome, Plan, Sent, Verdict};
 
 /// Idle keep-alive to clients, in seconds. Pingora's own default is to wait for ever.
 const CLIENT_KEEPALIVE: u64 = 60;
-/// How long a body may take that is asked for before a route is known.
-const DEFAULT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// A client that left before its answer; nginx's code for it, seen in logs and metrics only.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
@@ -96,7 +94,7 @@ impl Context {
     pub fn planned(&self) -> Option<&Plan> {
         match self.decision.as_ref().map(|d| &d.next) {
             Some(Next::Forward(plan)) => Some(plan),
-            Some(Next::Refuse(_) | Next::NeedBody) | None => None,
+            Some(Next::Refuse(_) | Next::NeedBody | Next::NeedShared(_)) | None => None,
         }
     }
 
@@ -157,36 +155,12 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
-        let has_body = !session.as_downstream_mut().is_body_empty();
-        let fresh = fresh_id();
-        let request_id = fresh.to_str().unwrap_or("-");
-        let live = ctx.live.clone();
-        let snapshot = &live.snapshot;
-        let body = if has_body { Seen::Unread } else { Seen::Read(Body::default()) };
-        let mut given = Given { has_body, body, request_id, chance: ctx.chance };
-        let mut decision = decide(snapshot, &facts(session, given), ctx.started, Mode::Commit);
-        let read;
-        if let Next::NeedBody = decision.next {
-            let route = decision.route.and_then(|m| snapshot.route(m.route));
-            let patience = route.map_or(DEFAULT_PATIENCE, |r| r.timeouts.idle);
-            // Should the body never come, the log knows whose it was.
-            ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh.clone());
-            ctx.decision = Some(decision);
-            read = body::read(session, snapshot.waf.body_limit, patience).await?;
-            given.body = match &read {
-                Some(bytes) => Seen::Read(Body { bytes, truncated: false, size: bytes.len() as u64 }),
-                None => Seen::Later,
-            };
-            ctx.body_read = read.is_some();
-            // The client's time is not the origin's: `timeouts.total` begins here.
-            decision = decide(snapshot, &facts(session, given), clock::now(), Mode::Commit);
-        }
-        ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh);
+        let decision = journey::decided(session, ctx, &self.state).await?;
         let refusal = match &decision.next {
             Next::Refuse(refusal) => Some(*refusal),
             Next::Forward(_) => None,
             // It was given, so it is not asked for again.
-            Next::NeedBody => Some(Refusal::Internal),
+            Next::NeedBody | Next::NeedShared(_) => Some(Refusal::Internal),
         };
         if decision.later.is_some() {
             ctx.inspection = Inspection::Holding { held: Vec::new(), calls: is_grpc(session) };
@@ -443,6 +417,7 @@ impl ProxyHttp for Edge {
             bytes: session.as_downstream().body_bytes_sent(),
             route: decision.route.map(|m| m.route),
             matches: &decision.matches,
+            limits: &decision.limits.seen,
             plan: ctx.planned(),
             total: now.since(ctx.started),
         });

@@ -9,17 +9,24 @@ use pingora::proxy::Session;
 use smallvec::SmallVec;
 
 use super::edge::{Context, REQUEST_ID};
+use super::clock;
 use super::facts::{Given, cookie, facts, host, peer};
-use crate::decide::{Changes, WROTE, response_changes};
+use crate::decide::{Changes, WROTE, responded};
 use crate::regions::Affinity;
 use crate::regions::steering::Why;
 use crate::request::{Seen, is_safe};
 use crate::respond::headers::{Pass, RESPONSE_HOP_BY_HOP, pass};
 use crate::routes::Route;
+use crate::rules::view::Response;
 use crate::signing::same;
 use crate::transforms::Change;
 use crate::upstream::plan::upstream;
 use crate::upstream::{Plan, replay};
+
+/// Limits and what is left of them (draft-ietf-httpapi-ratelimit-headers).
+pub const RATE_LIMIT_POLICY: &str = "RateLimit-Policy";
+/// What is left of them.
+pub const RATE_LIMIT: &str = "RateLimit";
 
 /// Replaces what the client says of itself by what is known, and adds what the origin wants to know.
 pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Context) -> Result<()> {
@@ -101,12 +108,20 @@ fn transformed(request: &mut RequestHeader, changes: &Changes) -> Result<()> {
 /// What transforms change for the client.
 pub fn to_client(session: &Session, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
     let snapshot = &ctx.live.snapshot;
-    let Some(decision) = ctx.decision.as_ref().filter(|_| snapshot.transforms.edits_responses()) else { return Ok(()) };
+    let Some(decision) = &ctx.decision else { return Ok(()) };
+    if let Some((policy, state)) = snapshot.limits.headers(&decision.limits) {
+        response.insert_header(RATE_LIMIT_POLICY, policy)?;
+        response.insert_header(RATE_LIMIT, state)?;
+    }
+    if !snapshot.transforms.edits_responses() && !snapshot.limits.waits(&decision.limits) {
+        return Ok(());
+    }
     let given =
         Given { has_body: false, body: Seen::Unread, request_id: ctx.request_id.to_str().unwrap_or("-"), chance: ctx.chance };
     let facts = facts(session, given);
     let region = ctx.region().and_then(|r| r.to_str().ok()).unwrap_or_default();
-    let changes = response_changes(snapshot, &facts, decision, response.status.as_u16(), &response.headers, region, ctx.started);
+    let seen = Response { status: response.status.as_u16(), headers: &response.headers, region };
+    let changes = responded(snapshot, &facts, decision, seen, clock::now());
     for change in changes {
         match change {
             Change::Set(name, value) => response.insert_header(name, value)?,
@@ -123,7 +138,7 @@ fn replayed(request: &mut RequestHeader, ctx: &Context) -> Result<()> {
     let region = ctx.live.snapshot.region(region).map_or("", |r| &*r.name);
     let instance = format!("{region}-{position}");
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let elapsed = super::clock::now().since(replays.began);
+    let elapsed = clock::now().since(replays.began);
     let mut set = |name: &'static str, value: String| match HeaderValue::from_str(&value) {
         Ok(value) => request.insert_header(name, value),
         // A state with bytes that no header may carry came in a header, so it cannot be.
@@ -177,7 +192,7 @@ fn affinity(session: &Session, plan: &Plan, ctx: &Context) -> Option<String> {
     let Affinity { cookie: name, permanent, attributes } = region.affinity.as_ref()?;
     let endpoint = last.endpoint.as_ref()?;
     let has = cookie(session, name).unwrap_or_default();
-    if same(&endpoint.tag, has) || region.state.is_away(super::clock::now()) {
+    if same(&endpoint.tag, has) || region.state.is_away(clock::now()) {
         return None;
     }
     // Where a request had to go there, that says nothing of where its client belongs.

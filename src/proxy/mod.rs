@@ -6,6 +6,7 @@ pub mod clock;
 mod edge;
 mod facts;
 mod headers;
+mod journey;
 pub mod listen;
 mod patient;
 mod peer;

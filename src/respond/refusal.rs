@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::limits::seconds;
 use crate::upstream::{Failure, Plan, Stop};
 use crate::waf::challenge::Wrong;
 
@@ -52,6 +53,17 @@ pub enum Refusal {
         /// The status.
         status: u16,
     },
+    /// It came too often.
+    OverLimit {
+        /// The limit, by its position.
+        limit: u16,
+        /// The status.
+        status: u16,
+        /// When there is room again.
+        retry_after: Duration,
+    },
+    /// Nobody can tell whether it came too often, and the limit lets nobody pass then.
+    LimitUnavailable,
     /// The client has to do something first.
     Challenged {
         /// Zero bits that its hash has to begin with.
@@ -107,7 +119,8 @@ impl Refusal {
             Self::ReplayRefused { .. } => 502,
             Self::NotRepeated { failure } if failure.is_timeout() => 504,
             Self::NotRepeated { .. } => 502,
-            Self::Blocked { status, .. } | Self::Redirected { status } => status,
+            Self::Blocked { status, .. } | Self::Redirected { status } | Self::OverLimit { status, .. } => status,
+            Self::LimitUnavailable => 503,
             Self::Challenged { .. } | Self::ChallengeFailed { .. } => 403,
             Self::ChallengePassed { waited: true } => 303,
             Self::ChallengePassed { waited: false } => 204,
@@ -129,6 +142,8 @@ impl Refusal {
             Self::Overloaded => "Too many requests are being served\n",
             Self::ReplayRefused { .. } => "The origin's replay cannot be done\n",
             Self::Blocked { .. } => "Forbidden\n",
+            Self::OverLimit { .. } => "Rate limit exceeded",
+            Self::LimitUnavailable => "Try again in a moment\n",
             Self::Challenged { .. } => "A challenge has to be passed first\n",
             Self::ChallengeFailed { .. } => "The challenge was not passed\n",
             Self::ChallengePassed { .. } | Self::Redirected { .. } => "",
@@ -139,10 +154,10 @@ impl Refusal {
     /// `Retry-After` in whole seconds, rounded up.
     pub fn retry_after(self) -> Option<u64> {
         match self {
-            Self::Overloaded => Some(1),
-            Self::AllRegionsUnavailable { retry_after, .. } | Self::GivenUp { retry_after: Some(retry_after), .. } => {
-                Some(retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0))
-            }
+            Self::Overloaded | Self::LimitUnavailable => Some(1),
+            Self::AllRegionsUnavailable { retry_after, .. }
+            | Self::OverLimit { retry_after, .. }
+            | Self::GivenUp { retry_after: Some(retry_after), .. } => Some(seconds(retry_after)),
             Self::NoRoute
             | Self::BadRequest
             | Self::RequestTimeout
@@ -171,7 +186,10 @@ impl Refusal {
             Self::NotRepeated { failure } => failure.proxy_status(),
             Self::Overloaded => "connection_limit_reached",
             Self::ReplayRefused { .. } => "http_protocol_error",
-            Self::Blocked { .. } | Self::Challenged { .. } | Self::ChallengeFailed { .. } => "http_request_denied",
+            Self::Blocked { .. } | Self::Challenged { .. } | Self::ChallengeFailed { .. } | Self::OverLimit { .. } => {
+                "http_request_denied"
+            }
+            Self::LimitUnavailable => "proxy_internal_response",
             // Answers of ours, and no errors.
             Self::ChallengePassed { .. } | Self::Redirected { .. } => return "portolan".to_owned(),
             Self::Internal => "proxy_internal_error",

@@ -23,7 +23,7 @@ mod tree;
 mod value;
 pub mod view;
 
-pub use check::{Filter, Scope, Template, Uses};
+pub use check::{Filter, Scalar, Scope, Template, Uses};
 pub use error::ExprError;
 pub use fields::Phase;
 pub use pattern::Regex;

@@ -1,5 +1,6 @@
 //! What can run: a [`Config`] made whole and immutable, or every problem at once.
 
+mod limits;
 mod regions;
 mod routes;
 mod rules;
@@ -17,6 +18,7 @@ use crate::config::tree::Secrets;
 use crate::config::units::{Name, UpstreamUrl};
 use crate::config::{Config, Problem};
 use crate::key_path;
+use crate::limits::Limits;
 use crate::lists::{Lists, Told};
 use crate::memory::Memory;
 use crate::regions::{Identity, Region, RegionId, Upstream};
@@ -62,6 +64,8 @@ pub struct Snapshot {
     pub transforms: Transforms,
     /// What may pass.
     pub waf: Waf,
+    /// How often.
+    pub limits: Limits,
     /// The regions; [`RegionId`] is a position here.
     pub regions: Box<[Region]>,
     /// The routes; [`RouteId`] is a position here.
@@ -111,6 +115,8 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         redirects,
         transforms,
         waf,
+        limits,
+        cluster,
         access_log,
         shutdown,
         resolver: _,
@@ -171,6 +177,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     let (routes, router) = compiler.routes(routes);
     let transforms = compiler.transforms(redirects, transforms);
     let waf = compiler.waf(waf);
+    let limits = compiler.limits(limits, cluster.is_some());
 
     if compiler.problems.iter().any(Problem::is_error) {
         return Err(compiler.problems);
@@ -185,6 +192,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         challenges: memory.challenges.clone(),
         transforms,
         waf,
+        limits,
         regions,
         routes,
         router,

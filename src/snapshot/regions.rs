@@ -32,7 +32,7 @@ impl<'a> Compiler<'a> {
         if upstreams.iter().all(|u| u.backup) && !upstreams.is_empty() {
             self.error(path.join("upstreams"), "every upstream of this region is a backup");
         }
-        let limits = self.limits(&path, *max_requests, *soft_limit);
+        let limits = self.bounds(&path, *max_requests, *soft_limit);
         let bounded = limits.hard.is_some() || upstreams.iter().any(|u| u.limits.hard.is_some());
         if *queue != config::Queue::default() && !bounded {
             let problem = Problem::error(path.join("queue"), "`queue` has no effect here");
@@ -106,7 +106,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn limits(&mut self, path: &KeyPath, hard: Option<u32>, soft: Option<u32>) -> Limits {
+    fn bounds(&mut self, path: &KeyPath, hard: Option<u32>, soft: Option<u32>) -> Limits {
         if soft.zip(hard).is_some_and(|(soft, hard)| soft > hard) {
             self.error(path.join("soft_limit"), "`soft_limit` is greater than `max_requests`");
         }
@@ -177,7 +177,7 @@ impl<'a> Compiler<'a> {
                 None
             }
         };
-        let limits = self.limits(path, max_requests, soft_limit);
+        let limits = self.bounds(path, max_requests, soft_limit);
         let host = host.and_then(|h| http::HeaderValue::from_str(&h.0).ok());
         let pool = rustc_hash::FxBuildHasher.hash_one(&tls);
         Upstream { state: self.memory.upstream(&url), url, weight, backup, limits, host, tls, pool }

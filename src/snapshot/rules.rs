@@ -260,6 +260,10 @@ fn skips(skip: &[Skip]) -> Skips {
                 skips.rest = true;
                 0
             }
+            Skip::Limits => {
+                skips.limits = true;
+                0
+            }
             Skip::Managed => Category::ALL,
             Skip::Traversal => Category::Traversal.bit(),
             Skip::Rce => Category::Rce.bit(),
@@ -279,7 +283,7 @@ fn skips(skip: &[Skip]) -> Skips {
 }
 
 /// A problem with an expression, at the very place in it where that can be told.
-fn expression(problem: Problem, source: &str, error: &ExprError) -> Problem {
+pub(super) fn expression(problem: Problem, source: &str, error: &ExprError) -> Problem {
     let problem = problem.within(source, error.span.clone());
     match &error.hint {
         Some(hint) => problem.hint(&**hint),

@@ -1,5 +1,6 @@
 //! Work in the background: I/O that no request waits for.
 
+pub mod bans;
 pub mod dns;
 pub mod orders;
 pub mod probe;

@@ -94,6 +94,8 @@ pub struct Answer {
 pub struct Skips {
     /// The rules that follow.
     pub rest: bool,
+    /// Every limit.
+    pub limits: bool,
     /// Categories of the managed ruleset, as bits of [`Category`].
     pub categories: u16,
 }
@@ -130,6 +132,8 @@ pub enum Ruling {
 pub struct Findings {
     /// Rules that applied.
     pub matches: Matches,
+    /// Limits are left out.
+    pub unlimited: bool,
     /// Categories of the managed ruleset that are left out.
     pub skipped: u16,
     /// Categories that a rule may leave out which waits for the body.
@@ -218,6 +222,7 @@ impl Waf {
                 Action::Log => {}
                 Action::Skip(skips) => {
                     findings.skipped |= skips.categories;
+                    findings.unlimited |= skips.limits;
                     if skips.rest {
                         until = n + 1;
                     }

@@ -3,6 +3,7 @@
 
 mod call;
 mod compare;
+mod scalar;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use super::value::{TRUTHS, Type, Value};
 use crate::config::problem::nearest;
 use crate::config::tree::Secrets;
 use crate::lists::Lists;
+
+pub use scalar::Scalar;
 
 type Result<T> = std::result::Result<T, ExprError>;
 

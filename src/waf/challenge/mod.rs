@@ -307,24 +307,25 @@ pub fn cookie_name(tls: bool) -> &'static str {
 }
 
 /// The cookie that says what a client earned.
-pub fn clearance(level: Level, key: &Key, client: Client<'_>, unix: u64, settings: Settings, tls: bool) -> String {
+pub fn clearance(level: Level, key: &Key, client: Client<'_>, time: Duration, settings: Settings, tls: bool) -> String {
     let seconds = settings.clearance.as_secs();
-    let text = format!("{:x}.{}", unix.saturating_add(seconds), if level == Level::Computed { 2 } else { 1 });
+    let until = time.saturating_add(settings.clearance).as_millis();
+    let text = format!("{until:x}.{}", if level == Level::Computed { 2 } else { 1 });
     let tag = key.tag(cookie_name(false), &client.bind(&text));
     let secure = if tls { "; Secure" } else { "" };
     format!("{}={text}.{tag}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}", cookie_name(tls))
 }
 
-/// What a clearance cookie says, if it is ours, for this client, and still counts.
-pub fn cleared(cookie: &str, key: &Key, client: Client<'_>, unix: u64, settings: Settings) -> Option<Level> {
+/// What a clearance cookie says, if it is ours, for this client, and still counts; and how long ago it was earned.
+pub fn cleared(cookie: &str, key: &Key, client: Client<'_>, time: Duration, settings: Settings) -> Option<(Level, Duration)> {
     let (text, tag) = cookie.rsplit_once('.').filter(|_| cookie.len() < 96)?;
     let (until, level) = text.split_once('.')?;
-    let until = u64::from_str_radix(until, 16).ok()?;
+    let left = Duration::from_millis(u64::from_str_radix(until, 16).ok()?).checked_sub(time)?;
     // A cookie from before a shorter clearance came into force does not outlive it.
-    let counts = until > unix && until - unix <= settings.clearance.as_secs();
+    let counts = !left.is_zero() && left <= settings.clearance;
     let ours = same(&key.tag(cookie_name(false), &client.bind(text)), tag);
     let level = if level == "2" { Level::Computed } else { Level::Waited };
-    (counts && ours).then_some(level)
+    (counts && ours).then(|| (level, settings.clearance.saturating_sub(left)))
 }
 
 #[cfg(test)]
@@ -377,19 +378,21 @@ mod tests {
 
     #[test]
     fn clearances() {
+        let at = Duration::from_secs;
         let key = Key::new(b"k");
         let settings = Settings::default();
-        let cookie = clearance(Level::Waited, &key, CLIENT, 1_000, settings, false);
+        let cookie = clearance(Level::Waited, &key, CLIENT, at(1_000), settings, false);
         assert!(cookie.starts_with("portolan_clearance=") && !cookie.contains("Secure"));
         let value = cookie.split(['=', ';']).nth(1).unwrap();
-        assert_eq!(cleared(value, &key, CLIENT, 1_000, settings), Some(Level::Waited));
-        assert_eq!(cleared(value, &key, CLIENT, 2_800, settings), None, "over");
-        assert_eq!(cleared(value, &key, Client { agent: b"", ..CLIENT }, 1_000, settings), None);
-        assert_eq!(cleared(&value.replace(".1.", ".2."), &key, CLIENT, 1_000, settings), None);
-        assert_eq!(cleared("", &key, CLIENT, 1_000, settings), None);
+        assert_eq!(cleared(value, &key, CLIENT, at(1_000), settings), Some((Level::Waited, at(0))));
+        assert_eq!(cleared(value, &key, CLIENT, at(1_007), settings), Some((Level::Waited, at(7))), "earned seven seconds ago");
+        assert_eq!(cleared(value, &key, CLIENT, at(2_800), settings), None, "over");
+        assert_eq!(cleared(value, &key, Client { agent: b"", ..CLIENT }, at(1_000), settings), None);
+        assert_eq!(cleared(&value.replace(".1.", ".2."), &key, CLIENT, at(1_000), settings), None);
+        assert_eq!(cleared("", &key, CLIENT, at(1_000), settings), None);
         let shorter = Settings { clearance: Duration::from_secs(60), ..settings };
-        assert_eq!(cleared(value, &key, CLIENT, 1_000, shorter), None);
-        assert!(clearance(Level::Computed, &key, CLIENT, 0, settings, true).contains("__Host-portolan_clearance=708.2."));
+        assert_eq!(cleared(value, &key, CLIENT, at(1_000), shorter), None);
+        assert!(clearance(Level::Computed, &key, CLIENT, at(0), settings, true).contains("__Host-portolan_clearance=1b7740.2."));
         assert!(Kind::Managed.accepts(Level::Waited) && !Kind::Js.accepts(Level::Waited) && Kind::Js.accepts(Level::Computed));
     }
 

@@ -1,5 +1,7 @@
 //! The journey of a request, once, in order. Deterministic; it neither waits nor writes.
 
+mod verdict;
+
 use std::cell::OnceCell;
 
 use http::HeaderValue;
@@ -7,13 +9,13 @@ use smallvec::SmallVec;
 
 use crate::client::address::ClientAddress;
 use crate::client::place::Place;
-use crate::client::standing::Deed;
 use crate::regions::balance::{Balance, Field};
 use crate::regions::latency::Areas;
 use crate::regions::spill;
 use crate::regions::steering::{Asked, Candidate, Order, Why};
 use crate::regions::{Region, RegionId};
-use crate::request::{Facts, Moment, argument, hash, hash_ip, unit};
+use crate::limits::{Asked as LimitsAsked, Question, Stage};
+use crate::request::{Facts, Moment, hash, hash_ip, unit};
 use crate::respond::Refusal;
 use crate::routes::{Matched, Patience, Route};
 use crate::rules::View;
@@ -22,8 +24,9 @@ use crate::snapshot::Snapshot;
 use crate::transforms::{Change, Rewritten};
 use crate::upstream::plan::{Mode, Moved};
 use crate::upstream::{Plan, Start};
-use crate::waf::challenge::{self, Client, Level};
-use crate::waf::{Action, Findings, Later, Matches, Ruling};
+use crate::waf::{Findings, Later, Matches, Ruling, challenge};
+pub use verdict::inspect;
+use verdict::{Limited, answered, judge, limit, stop};
 
 /// The cookie of `steering.read_your_writes`: until when, signed.
 pub const WROTE: &str = "portolan-wrote";
@@ -44,6 +47,8 @@ pub struct Decision {
     pub learns: Option<Areas>,
     /// Rules that applied, in order.
     pub matches: Matches,
+    /// Limits that applied, in order.
+    pub limits: LimitsAsked,
     /// The path that routes and rules saw, where that is not what was sent.
     pub path: Option<Box<str>>,
     /// What transforms change, if anything.
@@ -73,19 +78,26 @@ pub enum Next {
     Refuse(Refusal),
     /// It is asked again once its body is there.
     NeedBody,
+    /// It is asked again once all nodes together have answered this.
+    NeedShared(Question),
     /// It goes to an upstream.
     Forward(Plan),
 }
 
 /// Decides about one request.
 pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -> Decision {
+    resume(snapshot, facts, now, mode, LimitsAsked::default())
+}
+
+/// Decides about a request of which something was missing before: what limits gave it then is not taken again.
+pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, earlier: LimitsAsked) -> Decision {
     // Who is asking, and from where.
     let client = snapshot.trust.resolve(facts.peer, facts.headers);
     let place = snapshot.databases.lookup(client.ip);
     let asker = asker(snapshot, &client, &place, now);
     let mut trail =
-        Trail { client, place, route: None, learns: None, matches: Matches::new(), path: None, changes: None, later: None };
-    if facts.path == challenge::PATH && snapshot.waf.challenges() {
+        Trail { client, place, route: None, learns: None, matches: Matches::new(), limits: earlier, path: None, changes: None, later: None };
+    if facts.path == challenge::PATH && (snapshot.waf.challenges() || snapshot.limits.challenges()) {
         let (refusal, header) = answered(snapshot, facts, &client, now, mode);
         return trail.refuse(refusal, header);
     }
@@ -116,10 +128,23 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
         view.route = Some(&route.name);
         view
     };
-    if !snapshot.waf.is_empty() {
+    if !snapshot.waf.is_empty() || !snapshot.limits.is_empty() {
         let view = view();
         let mut findings = Findings { open: mode == Mode::Peek, ..Findings::default() };
-        let ruling = judge(snapshot, &view, &mut findings);
+        let mut ruling = judge(snapshot, &view, &mut findings);
+        // How often. Nobody's body is read who asked too often.
+        if ruling == Ruling::Pass && !findings.unlimited {
+            match limit(snapshot, &view, Stage::Arrival, mode, &mut trail.limits) {
+                Ok(()) => {}
+                Err(limited) => {
+                    trail.matches = findings.matches;
+                    return trail.limited(limited);
+                }
+            }
+        }
+        if ruling == Ruling::Pass {
+            ruling = snapshot.waf.judge_managed(&view, &mut findings);
+        }
         trail.matches = findings.matches;
         trail.later = findings.later;
         match ruling {
@@ -129,6 +154,12 @@ pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -
                 let (refusal, header) = stop(snapshot, &view, stopped, mode);
                 return trail.refuse(refusal, header);
             }
+        }
+        if snapshot.limits.at_origin()
+            && !findings.unlimited
+            && let Err(limited) = limit(snapshot, &view, Stage::Origin, mode, &mut trail.limits)
+        {
+            return trail.limited(limited);
         }
     }
     if !applied.is_empty() {
@@ -184,6 +215,7 @@ struct Trail {
     route: Option<Matched>,
     learns: Option<Areas>,
     matches: Matches,
+    limits: LimitsAsked,
     path: Option<Box<str>>,
     changes: Option<Box<Changes>>,
     later: Option<Later>,
@@ -192,8 +224,15 @@ struct Trail {
 impl Trail {
     #[inline]
     fn end(self, next: Next, header: Option<HeaderValue>) -> Decision {
-        let Self { client, place, route, learns, matches, path, changes, later } = self;
-        Decision { client, place, route, learns, matches, path, changes, later, header, next }
+        let Self { client, place, route, learns, matches, limits, path, changes, later } = self;
+        Decision { client, place, route, learns, matches, limits, path, changes, later, header, next }
+    }
+
+    fn limited(self, limited: Limited) -> Decision {
+        match limited {
+            Limited::Ask(question) => self.end(Next::NeedShared(question), None),
+            Limited::Refused((refusal, header)) => self.refuse(refusal, header),
+        }
     }
 
     fn refuse(self, refusal: Refusal, header: Option<HeaderValue>) -> Decision {
@@ -233,144 +272,25 @@ pub fn rewritten<'a>(
     (target, applied)
 }
 
-/// Asks the firewall: the operator's rules, then the managed ones.
-fn judge(snapshot: &Snapshot, view: &View<'_>, findings: &mut Findings) -> Ruling {
-    let cleared = |kind: challenge::Kind| {
-        let settings = snapshot.waf.challenge;
-        let cookie = view.facts.cookie(challenge::cookie_name(view.facts.tls));
-        let level = cookie.and_then(|c| challenge::cleared(c, &snapshot.key, asking(view), view.facts.time.as_secs(), settings));
-        level.is_some_and(|level| kind.accepts(level))
-    };
-    match snapshot.waf.judge(view, cleared, findings) {
-        Ruling::Pass => snapshot.waf.judge_managed(view, findings),
-        other => other,
-    }
-}
-
-/// Whom a challenge is for.
-fn asking<'a>(view: &View<'a>) -> Client<'a> {
-    Client { ip: view.asker.ip, agent: view.header(&http::header::USER_AGENT) }
-}
-
-/// Looks at a body that was too long to wait for, on its way: `facts` has it now. A refusal, if there is one.
-pub fn inspect(snapshot: &Snapshot, facts: &Facts<'_>, decision: &mut Decision, now: Moment) -> Option<Refusal> {
-    let place = decision.place;
-    let asker = asker(snapshot, &decision.client, &place, now);
-    let (target, _) = rewritten(snapshot, facts, asker, Target::new(facts));
-    let mut view = View::new(facts, &target, asker);
-    view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
-    let mut findings = Findings { later: decision.later, ..Findings::default() };
-    let ruling = judge(snapshot, &view, &mut findings);
-    let known = |m: &crate::waf::Match| decision.matches.iter().any(|k| k.rule == m.rule);
-    let new: Matches = findings.matches.into_iter().filter(|m| !known(m)).collect();
-    decision.matches.extend(new);
-    match ruling {
-        Ruling::Pass | Ruling::NeedBody => None,
-        stopped => {
-            let (refusal, header) = stop(snapshot, &view, stopped, Mode::Commit);
-            decision.header = header;
-            Some(refusal)
-        }
-    }
-}
-
-/// What transforms change of a response's headers.
-pub fn response_changes(
+/// What transforms change of a response's headers. Limits that wait for the response count it.
+pub fn responded(
     snapshot: &Snapshot,
     facts: &Facts<'_>,
     decision: &Decision,
-    status: u16,
-    headers: &http::HeaderMap,
-    region: &str,
+    response: Response<'_>,
     now: Moment,
 ) -> Vec<Change> {
     let asker = asker(snapshot, &decision.client, &decision.place, now);
     let (target, applied) = rewritten(snapshot, facts, asker, Target::new(facts));
     let mut view = View::new(facts, &target, asker);
     view.route = decision.route.and_then(|m| snapshot.route(m.route)).map(|r| &*r.name);
-    view.response = Some(Response { status, headers, region });
-    snapshot.transforms.response(&view, &applied)
-}
-
-/// What the client gets that a rule stopped.
-fn stop(snapshot: &Snapshot, view: &View<'_>, ruling: Ruling, mode: Mode) -> (Refusal, Option<HeaderValue>) {
-    let commit = mode == Mode::Commit;
-    let blocked = |rule: Option<u16>, status| {
-        // What a client was blocked for because of its score would keep that score up for ever.
-        let by = rule.and_then(|n| snapshot.waf.rules.get(usize::from(n)));
-        if commit && by.is_none_or(|rule| !rule.filter.uses().standing()) {
-            snapshot.standing.note(view.asker.ip, Deed::Blocked, view.asker.now);
-        }
-        (Refusal::Blocked { rule, status }, None)
-    };
-    let Ruling::Stop(position) = ruling else { return blocked(None, 403) };
-    let Some(rule) = snapshot.waf.rules.get(usize::from(position)) else { return blocked(None, 403) };
-    match &rule.action {
-        Action::Block(answer) => blocked(Some(position), answer.status),
-        Action::Redirect(location) => match location.render(view) {
-            Some(header) => (Refusal::Redirected { status: location.status }, Some(header)),
-            // A place that cannot be told is no place to go on from.
-            None => blocked(None, 403),
-        },
-        Action::Challenge(kind) => {
-            let score = view.threat_score();
-            let bits = snapshot.challenges.bits(snapshot.waf.challenge, *kind, score, view.asker.now);
-            let token = challenge::Token {
-                made: view.facts.time.as_secs(),
-                bits,
-                rule: rule.tag,
-                nonce: crate::request::mix(view.facts.chance),
-                waits: kind.waits(score),
-            };
-            if commit {
-                snapshot.challenges.count(view.asker.now);
-            }
-            let signed = token.sign(&snapshot.key, asking(view));
-            (Refusal::Challenged { bits, waits: token.waits }, HeaderValue::from_str(&signed).ok())
-        }
-        // These stop nothing.
-        Action::Log | Action::Skip(_) => blocked(None, 403),
+    view.response = Some(response);
+    if snapshot.limits.waits(&decision.limits) {
+        snapshot.limits.settle(&decision.limits, &view);
     }
-}
-
-/// An answer to a challenge, and the cookie that it earns.
-fn answered(
-    snapshot: &Snapshot,
-    facts: &Facts<'_>,
-    client: &ClientAddress,
-    now: Moment,
-    mode: Mode,
-) -> (Refusal, Option<HeaderValue>) {
-    let asking = Client { ip: client.ip, agent: facts.headers.get(http::header::USER_AGENT).map_or(&b""[..], |v| v.as_bytes()) };
-    let unix = facts.time.as_secs();
-    let commit = mode == Mode::Commit;
-    // Whoever is led here by another site's link or picture did nothing: only what a page of ours sends counts.
-    let solved = facts.method == http::Method::POST;
-    let waited = facts.method == http::Method::GET;
-    let token = match (solved, waited) {
-        (true, _) => facts.header(challenge::TOKEN),
-        (_, true) => argument(facts.query, "t"),
-        (false, false) => None,
-    };
-    let solution = if solved { Some(facts.header(challenge::SOLUTION).unwrap_or_default()) } else { None };
-    let answer = challenge::Answer { token: token.unwrap_or_default(), solution };
-    let known = |tag| snapshot.waf.challenged_by(tag).is_some();
-    match answer.check(&snapshot.key, asking, &snapshot.challenges, unix, known, commit) {
-        Ok(level) => {
-            if commit && level == Level::Computed {
-                snapshot.standing.note(client.ip, Deed::ChallengeSolved, now);
-            }
-            let cookie = challenge::clearance(level, &snapshot.key, asking, unix, snapshot.waf.challenge, facts.tls);
-            (Refusal::ChallengePassed { waited: level == Level::Waited }, HeaderValue::from_str(&cookie).ok())
-        }
-        Err(wrong) => {
-            use challenge::Wrong::{Forged, Spent, Unsolved};
-            // Who is late, or comes back to an old page, did nothing bad.
-            if commit && solved && matches!(wrong, Forged | Unsolved | Spent) {
-                snapshot.standing.note(client.ip, Deed::ChallengeFailed, now);
-            }
-            (Refusal::ChallengeFailed { wrong }, None)
-        }
+    match snapshot.transforms.edits_responses() {
+        true => snapshot.transforms.response(&view, &applied),
+        false => Vec::new(),
     }
 }
 

@@ -1,0 +1,145 @@
+//! What limits remember, whatever the configuration says of them.
+
+use std::time::Duration;
+
+use event_listener::Event;
+use parking_lot::Mutex;
+use siphasher::sip::SipHasher13;
+
+use super::book::{Ban, Book};
+use super::quota::Quota;
+use super::table::{Entry, Handle, Table};
+use crate::request::Moment;
+use crate::signing::Key;
+
+/// What limits remember.
+#[derive(Debug)]
+pub struct Ledger {
+    /// What this process counted.
+    pub table: Table,
+    /// What other nodes counted, where there are others.
+    pub others: Option<Table>,
+    /// Names.
+    pub book: Book,
+    /// What other nodes shall hear.
+    pub outbox: Outbox,
+    pub(super) hasher: SipHasher13,
+    numbers: Mutex<Vec<Box<str>>>,
+}
+
+/// What other nodes shall hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// A client used something of a limit.
+    Count(Handle, u16),
+    /// A penalty began.
+    Ban(Handle, u16, Ban),
+    /// A client begins anew.
+    Reset(Handle),
+}
+
+/// What other nodes shall hear of, in order. Bounded: what finds no room is told later, or ends by itself.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    news: Mutex<Vec<News>>,
+    /// There is something.
+    pub filled: Event,
+    /// There is something that cannot wait.
+    pub urgent: Event,
+}
+
+/// News that wait.
+const OUTBOX: usize = 64 << 10;
+
+impl Outbox {
+    pub(super) fn put(&self, news: News, urgent: bool) -> bool {
+        let mut all = self.news.lock();
+        if all.len() >= OUTBOX {
+            return false;
+        }
+        all.push(news);
+        drop(all);
+        self.filled.notify(usize::MAX);
+        if urgent {
+            self.urgent.notify(usize::MAX);
+        }
+        true
+    }
+
+    /// Everything so far.
+    pub fn take(&self) -> Vec<News> {
+        std::mem::take(&mut self.news.lock())
+    }
+}
+
+impl Ledger {
+    /// An empty one of at most `memory` bytes. Where there are other nodes a quarter of it is theirs. The same `key`
+    /// gives the same hashes, in every process.
+    pub fn new(memory: u64, key: &Key, shared: bool) -> Self {
+        let half = |purpose: &str| u64::from_str_radix(key.tag("limits", purpose).get(..16).unwrap_or_default(), 16).unwrap_or(0);
+        let theirs = if shared { memory / 4 } else { 0 };
+        Self {
+            table: Table::new(memory - theirs),
+            others: shared.then(|| Table::new(theirs)),
+            book: Book::default(),
+            outbox: Outbox::default(),
+            hasher: SipHasher13::new_with_keys(half("a"), half("b")),
+            numbers: Mutex::default(),
+        }
+    }
+
+    /// Stands for a limit's name in the table. There are as many as were ever configured.
+    pub fn number(&self, id: &str) -> u16 {
+        let mut numbers = self.numbers.lock();
+        let known = numbers.iter().position(|known| **known == *id);
+        let number = known.unwrap_or_else(|| {
+            numbers.push(id.into());
+            numbers.len() - 1
+        });
+        u16::try_from(number).unwrap_or(u16::MAX)
+    }
+
+    /// The name that a number stands for.
+    pub fn id(&self, number: u16) -> Option<Box<str>> {
+        self.numbers.lock().get(usize::from(number)).cloned()
+    }
+
+    /// Refuses a client until `until`.
+    pub fn ban(&self, handle: Handle, number: u16, ban: Ban, now: Moment) {
+        self.table.with(handle, number, now, |entry| entry.punish(ban.until, false));
+        self.book.ban(handle, ban);
+    }
+
+    /// Forgets what is known of a client; `tell`: other nodes shall do the same.
+    pub fn reset(&self, handle: Handle, tell: bool) -> bool {
+        let known = self.table.change(handle, Entry::clear).is_some();
+        let elsewhere = self.others.as_ref().and_then(|others| others.change(handle, Entry::clear)).is_some();
+        self.book.forget(handle);
+        if tell && self.others.is_some() {
+            self.outbox.put(News::Reset(handle), true);
+        }
+        known || elsewhere
+    }
+
+    /// What other nodes counted.
+    pub(super) fn elsewhere(&self, handle: Handle, quota: &Quota, now: Moment) -> (u32, Duration) {
+        let known = self.others.as_ref().and_then(|others| others.get(handle));
+        known.map_or((0, Duration::ZERO), |entry| {
+            let used = entry.count.used(quota, 1, now);
+            (quota.most().saturating_sub(used.left), used.reset)
+        })
+    }
+
+    /// Tells other nodes of what was counted, where it is enough to be of interest: a client that is far from its
+    /// limit is no news.
+    pub(super) fn tell(&self, entry: &mut Entry, handle: Handle, number: u16, quota: &Quota, left: u32) {
+        let used = quota.most().saturating_sub(left);
+        let share = |part: u32| quota.most().div_ceil(part);
+        if self.others.is_some() && used >= share(10).min(quota.most()) && entry.tell() {
+            let urgent = used >= share(2);
+            if !self.outbox.put(News::Count(handle, number), urgent) {
+                entry.told();
+            }
+        }
+    }
+}

@@ -1,0 +1,585 @@
+//! How often: rate limits, each with its own key, quota and action.
+//!
+//! ```text
+//!  request ─► expression? ─► by: which counter ─► table: room? ─► take ─► pass
+//!                                                    └ none ─► action; with mitigation_timeout a penalty
+//! ```
+//!
+//! A limit is asked in the order of the file; the first that refuses ends it, and what those before it took is given
+//! back. What counts only once there is a response ([`Limit::waits`]) is looked at on arrival, and counted then.
+
+pub mod book;
+pub mod ledger;
+pub mod quota;
+pub mod report;
+pub mod table;
+
+use std::fmt::Write;
+use std::hash::Hasher;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use siphasher::sip::SipHasher13;
+use smallvec::SmallVec;
+
+use crate::request::{Moment, hash};
+use crate::rules::{Filter, Scalar, View};
+use crate::waf::Answer;
+use crate::waf::challenge::Kind;
+use book::Ban;
+use quota::{Quota, Used};
+pub use ledger::Ledger;
+use ledger::News;
+use table::{Entry, Handle};
+
+/// The limits of a configuration.
+#[derive(Debug, Default)]
+pub struct Limits {
+    /// In order.
+    pub rules: Box<[Limit]>,
+    /// How much of an address counts.
+    pub prefixes: Prefixes,
+    /// What outlives a reload; there if a limit is.
+    pub ledger: Option<Arc<Ledger>>,
+}
+
+/// How many bits of an address stand for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefixes {
+    /// Of IPv4.
+    pub ipv4: u8,
+    /// Of IPv6: one host has a /64 for itself (RFC 6177).
+    pub ipv6: u8,
+}
+
+impl Default for Prefixes {
+    fn default() -> Self {
+        Self { ipv4: 32, ipv6: 64 }
+    }
+}
+
+impl Prefixes {
+    /// The network that stands for an address.
+    pub fn network(self, ip: IpAddr) -> IpAddr {
+        match ip {
+            IpAddr::V4(ip) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.ipv4.min(32))).unwrap_or(0);
+                IpAddr::V4((ip.to_bits() & mask).into())
+            }
+            IpAddr::V6(ip) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.ipv6.min(128))).unwrap_or(0);
+                IpAddr::V6((ip.to_bits() & mask).into())
+            }
+        }
+    }
+
+    /// The same as text: an address, or a network.
+    pub fn shown(self, ip: IpAddr) -> String {
+        let (bits, all) = if ip.is_ipv4() { (self.ipv4, 32) } else { (self.ipv6, 128) };
+        let network = self.network(ip);
+        if bits >= all { network.to_string() } else { format!("{network}/{bits}") }
+    }
+}
+
+/// A limit.
+#[derive(Debug)]
+pub struct Limit {
+    /// Its name.
+    pub id: Arc<str>,
+    /// Stands for the name in the table, for as long as the process lives.
+    pub number: u16,
+    /// To which requests it applies; to all without.
+    pub filter: Option<Filter>,
+    /// What is counted apart.
+    pub by: Box<[Scalar]>,
+    /// How much.
+    pub quota: Quota,
+    /// Which of them count; all without.
+    pub counting: Option<Counting>,
+    /// Only what reaches the origin.
+    pub only_misses: bool,
+    /// The origin says in this header how much a request counted.
+    pub cost_header: Option<HeaderName>,
+    /// How long an offender stays refused.
+    pub timeout: Duration,
+    /// What becomes of what is too much.
+    pub action: Action,
+    /// It only says what it would do.
+    pub dry_run: bool,
+    /// Clients are told how much is left.
+    pub headers: bool,
+    /// Asked of all nodes together.
+    pub strict: bool,
+    /// Without the other nodes nobody passes.
+    pub deny: bool,
+    /// Stands for name and quota in challenges.
+    pub tag: u32,
+}
+
+/// Which requests count.
+#[derive(Debug)]
+pub enum Counting {
+    /// Known on arrival.
+    Request(Filter),
+    /// Known from the response.
+    Response(Filter),
+}
+
+/// What becomes of a request that is too much.
+#[derive(Debug)]
+pub enum Action {
+    /// It is refused.
+    Block(Answer),
+    /// The browser has to do something first; then it begins anew.
+    Challenge(Kind),
+    /// It passes.
+    Log,
+}
+
+/// What a limit said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// There was room.
+    Allowed,
+    /// There was none.
+    Blocked,
+    /// A penalty is not over.
+    Banned,
+    /// There was none, and the client was challenged.
+    Challenged,
+    /// There was none, and the limit only says so.
+    Logged,
+    /// Nobody could be asked, and the limit lets nobody pass then.
+    Unavailable,
+}
+
+impl Decision {
+    /// Every decision.
+    pub const ALL: [Self; 6] = [Self::Allowed, Self::Blocked, Self::Banned, Self::Challenged, Self::Logged, Self::Unavailable];
+
+    /// The metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Blocked => "blocked",
+            Self::Banned => "banned",
+            Self::Challenged => "challenged",
+            Self::Logged => "logged",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// A limit that applied.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// Its position.
+    pub limit: u16,
+    /// The client.
+    pub handle: Handle,
+    /// What it said.
+    pub decision: Decision,
+    /// What is left.
+    pub left: u32,
+    /// Until there is room again.
+    pub wait: Duration,
+    /// Until everything is back.
+    pub reset: Duration,
+    /// What was taken.
+    taken: u32,
+}
+
+/// The limits that applied so far; it is carried along where a request is decided in several steps.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// In order.
+    pub seen: SmallVec<[Seen; 1]>,
+    /// Positions up to here are done, of the stage that is being asked.
+    next: usize,
+    /// Stages that are done: [`Stage::Arrival`], [`Stage::Origin`].
+    done: [bool; 2],
+    /// What all nodes together said to the limit at `next`.
+    pub answer: Option<Shared>,
+}
+
+/// What all nodes together say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shared {
+    /// What was used.
+    Used(Used),
+    /// Nobody answered in time.
+    Unreachable,
+}
+
+/// What is asked of all nodes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// The client.
+    pub handle: Handle,
+    /// How much is allowed.
+    pub quota: Quota,
+}
+
+/// How it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may pass.
+    Pass,
+    /// The last limit seen refuses or challenges it; `first`: this client passed it the last time.
+    Stop {
+        /// A new offence.
+        first: bool,
+    },
+    /// All nodes have to be asked.
+    Ask(Question),
+}
+
+/// Which limits are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Those of every request.
+    Arrival,
+    /// Those of requests that the origin gets (`only_misses`).
+    Origin,
+}
+
+impl Limits {
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Does one challenge anybody?
+    pub fn challenges(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.action, Action::Challenge(_)))
+    }
+
+    /// Is a challenge of this tag one of theirs?
+    pub fn challenged_by(&self, tag: u32) -> bool {
+        self.rules.iter().any(|rule| rule.tag == tag && matches!(rule.action, Action::Challenge(_)))
+    }
+
+    /// Does a limit ask of [`Stage::Origin`]?
+    pub fn at_origin(&self) -> bool {
+        self.rules.iter().any(|rule| rule.only_misses)
+    }
+
+    /// The limit of what was seen.
+    pub fn rule(&self, seen: &Seen) -> Option<&Limit> {
+        self.rules.get(usize::from(seen.limit))
+    }
+
+    /// Asks the limits of a stage in order, and takes what they allow, unless `peek`. `solved`: when did the client last
+    /// pass a challenge of this kind?
+    pub fn judge(
+        &self,
+        view: &View<'_>,
+        stage: Stage,
+        peek: bool,
+        solved: impl Fn(Kind) -> Option<Moment>,
+        asked: &mut Asked,
+    ) -> Verdict {
+        let Some(ledger) = self.ledger.as_ref().filter(|_| !asked.done.get(stage as usize).is_none_or(|done| *done)) else {
+            return Verdict::Pass;
+        };
+        let now = view.asker.now;
+        for (position, limit) in self.rules.iter().enumerate().skip(asked.next) {
+            let answer = asked.answer.take();
+            if limit.only_misses != (stage == Stage::Origin) || limit.filter.as_ref().is_some_and(|f| !f.matches(view)) {
+                continue;
+            }
+            let handle = limit.handle(ledger, self.prefixes, view);
+            let counts = match &limit.counting {
+                None => !limit.waits(),
+                Some(Counting::Request(filter)) => !limit.waits() && filter.matches(view),
+                Some(Counting::Response(_)) => false,
+            };
+            let quota = limit.quota;
+            if limit.strict && answer.is_none() && counts && !peek {
+                asked.next = position;
+                return Verdict::Ask(Question { handle, quota });
+            }
+            let since = match limit.action {
+                Action::Challenge(kind) => solved(kind),
+                Action::Block(_) | Action::Log => None,
+            };
+            let (elsewhere, their_reset) = ledger.elsewhere(handle, &quota, now);
+            let ask = Ask { limit, quota: quota.less(elsewhere), answer, counts, since, now };
+            let (said, named, offence) = match peek {
+                true => ask.of(&mut ledger.table.get(handle).unwrap_or_default()),
+                false => ledger.table.with(handle, limit.number, now, |entry| {
+                    let result = ask.of(entry);
+                    if result.0.taken > 0 {
+                        ledger.tell(entry, handle, limit.number, &quota, result.0.left);
+                    }
+                    result
+                }),
+            };
+            let reset = said.reset.max(their_reset);
+            let seen = Seen { limit: u16::try_from(position).unwrap_or(u16::MAX), handle, reset, ..said };
+            asked.seen.push(seen);
+            if named && !peek {
+                ledger.book.note(handle, limit.describe(self.prefixes, ledger, view));
+            }
+            if let Some(until) = offence.ban.filter(|_| !peek && !limit.is_quiet()) {
+                let key = limit.describe(self.prefixes, ledger, view);
+                let ban = Ban { limit: limit.id.clone(), key, until };
+                ledger.book.ban(handle, ban.clone());
+                if ledger.others.is_some() {
+                    ledger.outbox.put(News::Ban(handle, limit.number, ban), true);
+                }
+            }
+            if !matches!(said.decision, Decision::Allowed | Decision::Logged) {
+                self.give_back(ledger, asked, now, peek);
+                return Verdict::Stop { first: offence.first };
+            }
+        }
+        asked.next = 0;
+        if let Some(done) = asked.done.get_mut(stage as usize) {
+            *done = true;
+        }
+        Verdict::Pass
+    }
+
+    /// Gives back what was taken of a request that does not pass.
+    fn give_back(&self, ledger: &Ledger, asked: &mut Asked, now: Moment, peek: bool) {
+        for seen in asked.seen.iter_mut().filter(|seen| seen.taken > 0) {
+            let taken = std::mem::take(&mut seen.taken);
+            if let Some(limit) = self.rules.get(usize::from(seen.limit)).filter(|_| !peek) {
+                ledger.table.change(seen.handle, |entry| entry.count.give_back(&limit.quota, taken, now));
+            }
+        }
+    }
+
+    /// Is something counted once the response is there?
+    pub fn waits(&self, asked: &Asked) -> bool {
+        asked.seen.iter().filter_map(|seen| self.rule(seen)).any(Limit::waits)
+    }
+
+    /// Counts what had to wait for the response, which `view` has.
+    pub fn settle(&self, asked: &Asked, view: &View<'_>) {
+        let (Some(ledger), Some(response)) = (&self.ledger, &view.response) else { return };
+        let now = view.asker.now;
+        for seen in &asked.seen {
+            let Some(limit) = self.rule(seen).filter(|limit| limit.waits()) else { continue };
+            let counts = match &limit.counting {
+                Some(Counting::Request(filter) | Counting::Response(filter)) => filter.matches(view),
+                None => true,
+            };
+            let cost = match &limit.cost_header {
+                Some(name) => response.headers.get(name).and_then(cost).unwrap_or(0),
+                None => 1,
+            };
+            if counts && cost > 0 {
+                let named = ledger.table.with(seen.handle, limit.number, now, |entry| {
+                    entry.count.add(&limit.quota, cost, now);
+                    let left = entry.count.used(&limit.quota, 1, now).left;
+                    ledger.tell(entry, seen.handle, limit.number, &limit.quota, left);
+                    left.saturating_mul(2) < limit.quota.most() && entry.name()
+                });
+                if named {
+                    ledger.book.note(seen.handle, limit.describe(self.prefixes, ledger, view));
+                }
+            }
+        }
+    }
+
+    /// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10), where a limit wants them.
+    pub fn headers(&self, asked: &Asked) -> Option<(HeaderValue, HeaderValue)> {
+        let (mut policy, mut state) = (String::new(), String::new());
+        for seen in &asked.seen {
+            let Some(limit) = self.rule(seen).filter(|limit| limit.headers) else { continue };
+            let comma = if policy.is_empty() { "" } else { ", " };
+            let (id, quota, window) = (&limit.id, limit.quota.most(), limit.quota.period.as_secs());
+            let (left, reset) = (seen.left, seconds(seen.wait.max(seen.reset)));
+            let _ = write!(policy, "{comma}\"{id}\";q={quota};w={window}");
+            let _ = write!(state, "{comma}\"{id}\";r={left};t={reset}");
+        }
+        Some((HeaderValue::try_from(policy).ok().filter(|p| !p.is_empty())?, HeaderValue::try_from(state).ok()?))
+    }
+
+    /// Clients of this name, as [`Limit::describe`] puts them; of one limit, or of all.
+    pub fn find(&self, key: &str, of: Option<&str>) -> Vec<Handle> {
+        let Some(ledger) = &self.ledger else { return Vec::new() };
+        let mut found = ledger.book.find(key);
+        if let Some(handle) = key.strip_prefix('#').and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
+            found.push(Handle(handle));
+        }
+        // What never came near a limit has no name in the book, but the name says which it is.
+        let named = self.rules.iter().filter_map(|limit| limit.parse(ledger, self.prefixes, key));
+        found.extend(named);
+        let wanted = of.map(|id| ledger.number(id));
+        found.sort_unstable();
+        found.dedup();
+        found.retain(|handle| wanted.is_none() || ledger.table.get(*handle).is_some_and(|entry| Some(entry.limit) == wanted));
+        found
+    }
+}
+
+/// Whole seconds, rounded up: who comes back then is not too early.
+pub fn seconds(span: Duration) -> u64 {
+    span.as_secs() + u64::from(span.subsec_nanos() > 0)
+}
+
+/// What a response's header says that the request cost.
+fn cost(value: &HeaderValue) -> Option<u32> {
+    value.to_str().ok()?.trim().parse::<u32>().ok().map(|cost| cost.min(1_000_000))
+}
+
+/// What is asked of one entry.
+struct Ask<'a> {
+    limit: &'a Limit,
+    quota: Quota,
+    answer: Option<Shared>,
+    counts: bool,
+    since: Option<Moment>,
+    now: Moment,
+}
+
+/// A refusal that is new.
+#[derive(Default)]
+struct Offence {
+    first: bool,
+    ban: Option<Moment>,
+}
+
+impl Ask<'_> {
+    /// What the limit says; whether the client's name is worth writing down; what is new.
+    fn of(&self, entry: &mut Entry) -> (Seen, bool, Offence) {
+        let Self { limit, quota, answer, counts, since, now } = *self;
+        let quiet = limit.is_quiet();
+        // Who passed a challenge since it was refused begins anew.
+        if since.zip(entry.refused_at(limit.timeout)).is_some_and(|(solved, refused)| solved > refused) {
+            entry.clear();
+        }
+        let seen = |decision, used: Used, taken, wait| Seen {
+            limit: 0,
+            handle: Handle(0),
+            decision,
+            left: used.left.saturating_sub(taken),
+            wait,
+            reset: used.reset,
+            taken,
+        };
+        let over = |banned: bool| match &limit.action {
+            _ if limit.dry_run => Decision::Logged,
+            Action::Log => Decision::Logged,
+            Action::Challenge(_) => Decision::Challenged,
+            Action::Block(_) if banned => Decision::Banned,
+            Action::Block(_) => Decision::Blocked,
+        };
+        if let Some(until) = entry.penalty(quiet, now) {
+            let used = Used { left: 0, ..entry.count.used(&quota, 1, now) };
+            let first = entry.refuse(now);
+            return (seen(over(true), used, 0, until.since(now)), false, Offence { first, ban: None });
+        }
+        let unreachable = answer == Some(Shared::Unreachable);
+        if unreachable && limit.deny {
+            let used = entry.count.used(&quota, 1, now);
+            return (seen(Decision::Unavailable, used, 0, Duration::from_secs(1)), false, Offence::default());
+        }
+        let used = match answer {
+            // What all together said; it is counted here too, for the time when nobody answers.
+            Some(Shared::Used(used)) => {
+                if used.fits {
+                    entry.count.add(&quota, 1, now);
+                }
+                used
+            }
+            Some(Shared::Unreachable) | None if counts => entry.count.take(&quota, 1, now),
+            Some(Shared::Unreachable) | None => entry.count.used(&quota, 1, now),
+        };
+        if used.fits {
+            entry.pass();
+            let taken = u32::from(counts);
+            let named = used.left.saturating_sub(taken).saturating_mul(2) < limit.quota.most() && entry.name();
+            return (seen(Decision::Allowed, used, taken, Duration::ZERO), named, Offence::default());
+        }
+        let first = entry.refuse(now);
+        let ban = (!limit.timeout.is_zero()).then(|| now.after(limit.timeout));
+        if let Some(until) = ban {
+            entry.punish(until, quiet);
+        }
+        // A ring of another node may be the one that is full.
+        let wait = ban.map_or(used.wait.max(Duration::from_millis(1)), |_| limit.timeout);
+        (seen(over(false), Used { left: 0, ..used }, 0, wait), entry.name(), Offence { first, ban })
+    }
+}
+
+impl Limit {
+    /// Stands for a limit in challenges.
+    pub fn tag(id: &str) -> u32 {
+        (hash(format!("limit\n{id}").as_bytes()) >> 32) as u32
+    }
+
+    /// Does it count only once there is a response?
+    pub fn waits(&self) -> bool {
+        self.cost_header.is_some() || matches!(self.counting, Some(Counting::Response(_)))
+    }
+
+    /// Does it refuse nobody?
+    pub fn is_quiet(&self) -> bool {
+        self.dry_run || matches!(self.action, Action::Log)
+    }
+
+    fn hasher(&self, ledger: &Ledger) -> SipHasher13 {
+        let mut hasher = ledger.hasher;
+        hasher.write(self.id.as_bytes());
+        hasher.write_u8(0xff);
+        hasher
+    }
+
+    /// The client's counter under this limit. What is missing is a value of its own, and no other.
+    fn handle(&self, ledger: &Ledger, prefixes: Prefixes, view: &View<'_>) -> Handle {
+        let mut hasher = self.hasher(ledger);
+        for part in &self.by {
+            part.feed(view, |ip| prefixes.network(ip), &mut hasher);
+        }
+        finish(&hasher)
+    }
+
+    /// The client in words: its values, separated by commas. What may be secret is shown as a hash.
+    pub fn describe(&self, prefixes: Prefixes, ledger: &Ledger, view: &View<'_>) -> Arc<str> {
+        let mut text = String::new();
+        for (i, part) in self.by.iter().enumerate() {
+            if i > 0 {
+                text.push_str(", ");
+            }
+            if part.is_private() && part.is_there(view) {
+                let mut hasher = ledger.hasher;
+                part.feed(view, |ip| ip, &mut hasher);
+                let _ = write!(text, "#{:016x}", finish(&hasher).0);
+            } else {
+                text.push_str(&part.shown(view, |ip| prefixes.shown(ip)));
+            }
+        }
+        if self.by.is_empty() {
+            text.push_str("everybody");
+        }
+        text.into()
+    }
+
+    /// The counter of who is described so, if that can be told: hashes cannot.
+    fn parse(&self, ledger: &Ledger, prefixes: Prefixes, key: &str) -> Option<Handle> {
+        let mut hasher = self.hasher(ledger);
+        if self.by.is_empty() {
+            return (key == "everybody").then(|| finish(&hasher));
+        }
+        let parts: Vec<_> = if self.by.len() == 1 { vec![key] } else { key.split(", ").collect() };
+        if parts.len() != self.by.len() {
+            return None;
+        }
+        for (part, text) in self.by.iter().zip(parts) {
+            part.feed_text(text, |ip| prefixes.network(ip), &mut hasher)?;
+        }
+        Some(finish(&hasher))
+    }
+}
+
+fn finish(hasher: &SipHasher13) -> Handle {
+    // The lower half is a tag in the table, where 0 is nobody.
+    let hash = hasher.finish();
+    Handle(if hash as u32 == 0 { hash | 1 } else { hash })
+}

@@ -1,0 +1,370 @@
+//! Counts of clients, in memory that never grows.
+//!
+//! ```text
+//!  set ─┬─ line 0: lock, 15 tags
+//!       └─ lines 1 to 15: one client each        a decision touches two lines of the processor's cache
+//! ```
+//!
+//! A key's hash says which set, and is kept whole (64 bits), so that two clients share a counter once in 2^60. The
+//! hash is keyed: nobody outside can choose addresses that fall into one set. Where a set is full, what is over
+//! goes first, then who was counted least, then the oldest; who is refused for a time goes last.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::quota::Count;
+use crate::request::Moment;
+
+/// Clients of one set.
+const WAYS: usize = 15;
+/// Parts of a second in which the end of a penalty is kept: 2^32 of them are 8 years.
+const TICKS: u64 = 16;
+
+/// Stands for a client under a limit: a keyed hash of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Handle(pub u64);
+
+/// What is known of a client under a limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Entry {
+    /// What it used.
+    pub count: Count,
+    /// The other half of the hash.
+    upper: u32,
+    /// With `PENALTY` when that ends, else when it was last refused; in ticks.
+    at: u32,
+    /// The limit, by its number.
+    pub limit: u16,
+    flags: u8,
+}
+
+/// It is refused until `at`.
+const PENALTY: u8 = 1;
+/// It was refused, and nothing has passed since.
+const OVER: u8 = 2;
+/// The penalty is one of a dry run.
+const DRY: u8 = 4;
+/// Its name is in the book.
+const NAMED: u8 = 8;
+/// Other nodes shall hear of it, and it waits to be told.
+const TOLD: u8 = 16;
+
+impl Entry {
+    /// Until when it is refused. `dry`: is the limit only tried out?
+    pub fn penalty(&self, dry: bool, now: Moment) -> Option<Moment> {
+        let until = moment(self.at);
+        (self.flags & PENALTY != 0 && until > now && (self.flags & DRY != 0) == dry).then_some(until)
+    }
+
+    /// Refuses it until `until`.
+    pub fn punish(&mut self, until: Moment, dry: bool) {
+        self.flags = self.flags & !DRY | PENALTY | if dry { DRY } else { 0 };
+        self.at = ticks(until);
+    }
+
+    /// It is refused; is this the first time since something passed?
+    pub fn refuse(&mut self, now: Moment) -> bool {
+        let first = self.flags & OVER == 0;
+        self.flags |= OVER;
+        if first && self.flags & PENALTY == 0 {
+            self.at = ticks(now);
+        }
+        first
+    }
+
+    /// It passed.
+    pub fn pass(&mut self) {
+        self.flags &= !(OVER | PENALTY | DRY);
+    }
+
+    /// When it was first refused, `timeout` being the length of a penalty.
+    pub fn refused_at(&self, timeout: Duration) -> Option<Moment> {
+        let at = moment(self.at);
+        match (self.flags & PENALTY != 0, self.flags & OVER != 0) {
+            (true, _) => Some(Moment(at.0.saturating_sub(timeout))),
+            (false, true) => Some(at),
+            (false, false) => None,
+        }
+    }
+
+    /// Shall its name be written down? Says so once.
+    pub fn name(&mut self) -> bool {
+        let new = self.flags & NAMED == 0;
+        self.flags |= NAMED;
+        new
+    }
+
+    /// Shall others hear of it? Says so once, until [`Self::told`].
+    pub fn tell(&mut self) -> bool {
+        let new = self.flags & TOLD == 0;
+        self.flags |= TOLD;
+        new
+    }
+
+    /// They heard.
+    pub fn told(&mut self) {
+        self.flags &= !TOLD;
+    }
+
+    /// Forgets what was counted, and any penalty.
+    pub fn clear(&mut self) {
+        self.count = Count::default();
+        self.pass();
+    }
+
+    fn is_penalised(&self, now: Moment) -> bool {
+        self.flags & PENALTY != 0 && moment(self.at) > now
+    }
+
+    /// Worth keeping: the least goes first.
+    fn worth(&self, now: Moment) -> (bool, u64) {
+        (self.is_penalised(now), self.count.weight(now))
+    }
+
+    /// Is there nothing to remember of it?
+    pub fn is_over(&self, now: Moment) -> bool {
+        !self.is_penalised(now) && self.count.is_over(now)
+    }
+}
+
+/// Rounded up: a penalty ends when it was said to end, or up to a tick later.
+fn ticks(at: Moment) -> u32 {
+    let nanos = 1_000_000_000 / TICKS;
+    u32::try_from(at.0.as_nanos().div_ceil(u128::from(nanos))).unwrap_or(u32::MAX)
+}
+
+fn moment(ticks: u32) -> Moment {
+    Moment(Duration::from_nanos(u64::from(ticks) * (1_000_000_000 / TICKS)))
+}
+
+#[derive(Debug)]
+struct Set {
+    tags: [u32; WAYS],
+    entries: [Entry; WAYS],
+}
+
+impl Default for Set {
+    fn default() -> Self {
+        Self { tags: [0; WAYS], entries: [Entry::default(); WAYS] }
+    }
+}
+
+/// On lines of the processor's cache.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Aligned(Mutex<Set>);
+
+/// The table.
+#[derive(Debug)]
+pub struct Table {
+    sets: Box<[Aligned]>,
+    entries: AtomicU64,
+    evicted: [AtomicU64; 2],
+}
+
+/// How full the table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Places that were ever used.
+    pub entries: u64,
+    /// Places.
+    pub capacity: u64,
+    /// Clients that had to go while something was counted of them.
+    pub evicted: u64,
+    /// Clients that had to go in the middle of a penalty.
+    pub pardoned: u64,
+}
+
+impl Table {
+    /// A table of at most `memory` bytes, and at least one set.
+    pub fn new(memory: u64) -> Self {
+        let sets = usize::try_from(memory).unwrap_or(usize::MAX) / size_of::<Aligned>();
+        let sets = (0..sets.max(1)).map(|_| Aligned::default()).collect();
+        Self { sets, entries: AtomicU64::new(0), evicted: Default::default() }
+    }
+
+    /// Bytes that it takes.
+    pub fn memory(&self) -> u64 {
+        (self.sets.len() * size_of::<Aligned>()) as u64
+    }
+
+    /// How full it is.
+    pub fn fill(&self) -> Fill {
+        let [evicted, pardoned] = &self.evicted;
+        Fill {
+            entries: self.entries.load(Relaxed),
+            capacity: (self.sets.len() * WAYS) as u64,
+            evicted: evicted.load(Relaxed),
+            pardoned: pardoned.load(Relaxed),
+        }
+    }
+
+    fn place(&self, handle: Handle) -> (Option<&Mutex<Set>>, u32, u32) {
+        let (upper, tag) = ((handle.0 >> 32) as u32, (handle.0 as u32).max(1));
+        let set = (u64::from(upper) * self.sets.len() as u64) >> 32;
+        (self.sets.get(set as usize).map(|set| &set.0), upper, tag)
+    }
+
+    /// What is known of a client, changed by `change`; a place is made for it if there is none.
+    pub fn with<T>(&self, handle: Handle, limit: u16, now: Moment, change: impl FnOnce(&mut Entry) -> T) -> T {
+        let (Some(set), upper, tag) = self.place(handle) else { return change(&mut Entry::default()) };
+        let mut set = set.lock();
+        let Set { tags, entries } = &mut *set;
+        let mut known = tags.iter().zip(entries.iter_mut()).filter(|(known, _)| **known == tag).map(|(_, entry)| entry);
+        if let Some(entry) = known.find(|entry| entry.upper == upper) {
+            return change(entry);
+        }
+        let worst = entries.iter().enumerate().zip(tags.iter()).min_by_key(|((_, entry), tag)| {
+            let used = **tag != 0;
+            (used, if used { entry.worth(now) } else { (false, 0) })
+        });
+        let at = worst.map_or(0, |((at, _), _)| at);
+        match (entries.get_mut(at), tags.get_mut(at)) {
+            (Some(entry), Some(known)) => {
+                match entry.worth(now) {
+                    _ if *known == 0 => drop(self.entries.fetch_add(1, Relaxed)),
+                    (false, 0) => {}
+                    (penalised, _) => {
+                        let [evicted, pardoned] = &self.evicted;
+                        if penalised { pardoned } else { evicted }.fetch_add(1, Relaxed);
+                    }
+                }
+                *known = tag;
+                *entry = Entry { upper, limit, ..Entry::default() };
+                change(entry)
+            }
+            _ => change(&mut Entry::default()),
+        }
+    }
+
+    /// What is known of a client, if anything.
+    pub fn get(&self, handle: Handle) -> Option<Entry> {
+        self.change(handle, |entry| *entry)
+    }
+
+    /// Changes what is known of a client, if anything.
+    pub fn change<T>(&self, handle: Handle, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        let (set, upper, tag) = self.place(handle);
+        let mut set = set?.lock();
+        let Set { tags, entries } = &mut *set;
+        let mut known = tags.iter().zip(entries.iter_mut()).filter(|(known, _)| **known == tag).map(|(_, entry)| entry);
+        known.find(|entry| entry.upper == upper).map(change)
+    }
+
+    /// Calls `each` with every client that something is known of, one set at a time.
+    pub fn each(&self, now: Moment, mut each: impl FnMut(Handle, &Entry)) {
+        for set in &self.sets {
+            let set = set.0.lock();
+            for (tag, entry) in set.tags.iter().zip(&set.entries) {
+                if *tag != 0 && !entry.is_over(now) {
+                    each(Handle(u64::from(entry.upper) << 32 | u64::from(*tag)), entry);
+                }
+            }
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&self) {
+        for set in &self.sets {
+            *set.0.lock() = Set::default();
+        }
+        self.entries.store(0, Relaxed);
+    }
+}
+
+/// A line of the cache: 64 bytes.
+const _: () = assert!(size_of::<Entry>() == 64 && size_of::<Aligned>() == 1024);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::quota::{Algorithm, Quota};
+
+    fn at(seconds: u64) -> Moment {
+        Moment(Duration::from_secs(seconds))
+    }
+
+    const QUOTA: Quota = Quota { algorithm: Algorithm::Sliding, requests: 1_000, period: Duration::from_secs(60) };
+
+    fn handle(n: u64) -> Handle {
+        Handle(crate::request::mix(n + 1) | 1)
+    }
+
+    fn take(table: &Table, n: u64, now: Moment) -> bool {
+        table.with(handle(n), 0, now, |entry| entry.count.take(&QUOTA, 1, now).fits)
+    }
+
+    #[test]
+    fn a_flood_of_others_frees_no_heavy_hitter() {
+        let table = Table::new(1 << 20);
+        let before = table.memory();
+        assert!(before <= 1 << 20);
+        let hitter = u64::MAX / 2;
+        let mut passed = 0;
+        // Ten times as many others as there are places, and as many requests of one.
+        for n in 0..150_000 {
+            take(&table, n, at(1));
+            passed += u32::from(take(&table, hitter, at(1)));
+        }
+        assert_eq!(passed, 1_000);
+        let fill = table.fill();
+        assert_eq!((table.memory(), fill.entries), (before, fill.capacity));
+        assert!(fill.evicted > 100_000 && fill.pardoned == 0, "{fill:?}");
+    }
+
+    #[test]
+    fn penalties_outlast_everything_but_each_other() {
+        let table = Table::new(1 << 20);
+        let now = at(1);
+        table.with(handle(7), 0, now, |entry| entry.punish(at(100), false));
+        for n in 1_000..100_000 {
+            for _ in 0..3 {
+                take(&table, n, now);
+            }
+        }
+        let entry = table.get(handle(7)).unwrap();
+        assert_eq!(entry.penalty(false, now), Some(at(100)));
+        assert_eq!((entry.penalty(true, now), entry.penalty(false, at(100))), (None, None));
+        for n in 200_000..300_000 {
+            table.with(handle(n), 0, now, |entry| entry.punish(at(50), false));
+        }
+        assert!(table.fill().pardoned > 0);
+    }
+
+    #[test]
+    fn what_is_over_makes_room_without_a_word() {
+        let table = Table::new(1);
+        for n in 0..15 {
+            take(&table, n, at(1));
+        }
+        for n in 15..30 {
+            take(&table, n, at(100));
+        }
+        assert_eq!(table.fill().evicted, 0);
+        assert!(table.get(handle(3)).is_none() && table.get(handle(20)).is_some());
+        let mut seen = 0;
+        table.each(at(100), |_, entry| seen += usize::from(entry.limit == 0));
+        assert_eq!(seen, 15);
+        table.clear();
+        assert_eq!(table.fill().entries, 0);
+    }
+
+    #[test]
+    fn refusals_begin_once() {
+        let mut entry = Entry::default();
+        assert!(entry.refuse(at(5)) && !entry.refuse(at(6)));
+        assert_eq!(entry.refused_at(Duration::ZERO), Some(at(5)));
+        entry.pass();
+        assert_eq!(entry.refused_at(Duration::ZERO), None);
+        assert!(entry.refuse(at(7)));
+        entry.punish(at(67), false);
+        assert_eq!(entry.refused_at(Duration::from_secs(60)), Some(at(7)));
+        assert!(entry.name() && !entry.name() && entry.tell() && !entry.tell());
+        entry.told();
+        assert!(entry.tell());
+        entry.clear();
+        assert!(entry.is_over(at(8)) && entry.penalty(false, at(8)).is_none());
+    }
+}

@@ -1,0 +1,75 @@
+//! Asks [`decide`](crate::decide) about a request, and fetches what it is missing: a body, an answer of all nodes.
+
+use std::time::Duration;
+
+use pingora::Result;
+use pingora::proxy::Session;
+
+use super::answer::{fresh_id, given_id};
+use super::edge::Context;
+use super::facts::{Given, facts};
+use super::{body, clock};
+use crate::decide::{Decision, Next, decide, resume};
+use crate::request::{Body, Seen};
+use crate::snapshot::Snapshot;
+use crate::state::State;
+use crate::upstream::plan::Mode;
+
+/// How long a body may take that is asked for before a route is known.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What becomes of the request. An error: its client left, or never sent its body.
+pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) -> Result<Decision> {
+    let has_body = !session.as_downstream_mut().is_body_empty();
+    let fresh = fresh_id();
+    let request_id = fresh.to_str().unwrap_or("-");
+    let live = ctx.live.clone();
+    let snapshot = &live.snapshot;
+    let seen = if has_body { Seen::Unread } else { Seen::Read(Body::default()) };
+    let mut given = Given { has_body, body: seen, request_id, chance: ctx.chance };
+    let read;
+    let mut decision = decide(snapshot, &facts(session, given), ctx.started, Mode::Commit);
+    loop {
+        match decision.next {
+            Next::NeedBody if matches!(given.body, Seen::Unread) => {
+                let route = decision.route.and_then(|m| snapshot.route(m.route));
+                let patience = route.map_or(DEFAULT_PATIENCE, |r| r.timeouts.idle);
+                // Should the body never come, the log knows whose it was.
+                ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh.clone());
+                let limits = std::mem::take(&mut decision.limits);
+                ctx.decision = Some(decision);
+                read = body::read(session, snapshot.waf.body_limit, patience).await?;
+                ctx.body_read = read.is_some();
+                given.body = match &read {
+                    Some(bytes) => Seen::Read(Body { bytes, truncated: false, size: bytes.len() as u64 }),
+                    None => Seen::Later,
+                };
+                // The client's time is not the origin's: `timeouts.total` begins here.
+                decision = resume(snapshot, &facts(session, given), clock::now(), Mode::Commit, limits);
+                break;
+            }
+            Next::NeedShared(_) => decision = shared(session, snapshot, given, state, decision).await,
+            Next::NeedBody | Next::Refuse(_) | Next::Forward(_) => break,
+        }
+    }
+    while let Next::NeedShared(_) = decision.next {
+        decision = shared(session, snapshot, given, state, decision).await;
+    }
+    ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh);
+    Ok(decision)
+}
+
+/// Goes on with what all nodes together say.
+async fn shared(
+    session: &Session,
+    snapshot: &Snapshot,
+    given: Given<'_>,
+    state: &State,
+    mut decision: Decision,
+) -> Decision {
+    let mut limits = std::mem::take(&mut decision.limits);
+    if let Next::NeedShared(question) = decision.next {
+        limits.answer = Some(state.ask(question).await);
+    }
+    resume(snapshot, &facts(session, given), clock::now(), Mode::Commit, limits)
+}
