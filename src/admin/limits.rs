@@ -1,6 +1,7 @@
 //! `GET /limits/top`, `GET /limits/banned`, `POST /limits/reset`.
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::{Query, State as Extract};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -76,7 +77,13 @@ pub struct Whom {
 }
 
 /// Lets a client begin anew: its counts and its penalty are forgotten, here and on other nodes.
-pub async fn reset(Extract(admin): Extract<Admin>, Json(whom): Json<Whom>) -> Response {
+pub async fn reset(Extract(admin): Extract<Admin>, body: Bytes) -> Response {
+    let whom: Whom = match serde_json::from_slice(&body) {
+        Ok(whom) => whom,
+        Err(error) => {
+            return (StatusCode::BAD_REQUEST, Json(json!({ "ok": false, "error": error.to_string() }))).into_response();
+        }
+    };
     let live = admin.state.live.load_full();
     let limits = &live.snapshot.limits;
     if let Some(id) = whom.limit.as_ref().filter(|id| limits.rules.iter().all(|limit| *limit.id != ***id)) {

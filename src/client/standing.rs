@@ -80,7 +80,7 @@ impl Standing {
         let (tag, set) = self.place(ip);
         let found = set.iter().find(|(key, _)| key.load(Relaxed) == tag);
         // A float that is out of range becomes the nearest number.
-        found.map_or(0, |(_, points)| points_at(points.load(Relaxed), now).clamp(0.0, 100.0) as u8)
+        found.map_or(0, |(_, points)| points_at(points.load(Relaxed), now).clamp(0.0, 100.0).round() as u8)
     }
 
     /// Remembers a deed. Two at the very same time may count as one.
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(standing.points(ip, at(0)), 0, "nobody has credit");
         standing.note(ip, Deed::Blocked, at(0));
         standing.note(ip, Deed::Blocked, at(0));
-        assert_eq!([at(0), at(600), at(1200)].map(|t| standing.points(ip, t)), [50, 25, 12]);
+        assert_eq!([at(0), at(600), at(1200)].map(|t| standing.points(ip, t)), [50, 25, 13]);
         standing.note(ip, Deed::ChallengeSolved, at(600));
         assert_eq!(standing.points(ip, at(600)), 0);
         for _ in 0..9 {

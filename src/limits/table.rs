@@ -50,6 +50,8 @@ const DRY: u8 = 4;
 const NAMED: u8 = 8;
 /// Other nodes shall hear of it, and it waits to be told.
 const TOLD: u8 = 16;
+/// It was let begin anew.
+const ANEW: u8 = 32;
 
 impl Entry {
     /// Until when it is refused. `dry`: is the limit only tried out?
@@ -61,7 +63,13 @@ impl Entry {
     /// Refuses it until `until`.
     pub fn punish(&mut self, until: Moment, dry: bool) {
         self.flags = self.flags & !DRY | PENALTY | if dry { DRY } else { 0 };
-        self.at = ticks(until);
+        self.at = self.stamp(until);
+    }
+
+    /// A tick is long enough for a program to begin anew several times by the same clearance: after the first time
+    /// a refusal counts as one of two ticks later.
+    fn stamp(&self, at: Moment) -> u32 {
+        ticks(at).saturating_add(if self.flags & ANEW != 0 { 2 } else { 0 })
     }
 
     /// It is refused; is this the first time since something passed?
@@ -69,7 +77,7 @@ impl Entry {
         let first = self.flags & OVER == 0;
         self.flags |= OVER;
         if first && self.flags & PENALTY == 0 {
-            self.at = ticks(now);
+            self.at = self.stamp(now);
         }
         first
     }
@@ -112,6 +120,7 @@ impl Entry {
     pub fn clear(&mut self) {
         self.count = Count::default();
         self.pass();
+        self.flags |= ANEW;
     }
 
     fn is_penalised(&self, now: Moment) -> bool {
@@ -129,10 +138,10 @@ impl Entry {
     }
 }
 
-/// Rounded up: a penalty ends when it was said to end, or up to a tick later.
+/// Rounded down: nobody waits longer than was said.
 fn ticks(at: Moment) -> u32 {
     let nanos = 1_000_000_000 / TICKS;
-    u32::try_from(at.0.as_nanos().div_ceil(u128::from(nanos))).unwrap_or(u32::MAX)
+    u32::try_from(at.0.as_nanos() / u128::from(nanos)).unwrap_or(u32::MAX)
 }
 
 fn moment(ticks: u32) -> Moment {
@@ -366,5 +375,7 @@ mod tests {
         assert!(entry.tell());
         entry.clear();
         assert!(entry.is_over(at(8)) && entry.penalty(false, at(8)).is_none());
+        entry.refuse(at(9));
+        assert!(entry.refused_at(Duration::ZERO) > Some(at(9)), "what cleared it a moment ago does not do so again");
     }
 }

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use crate::config::load::Failed;
 use crate::config::{self, Config, Input, Paths, Problem};
+use crate::config::problem::KeyPath;
 use crate::key_path;
 use crate::memory::Memory;
 use crate::observe::access_log;
@@ -89,6 +90,10 @@ pub struct Boot {
     pub state_dir: Option<PathBuf>,
     /// Signs cookies.
     pub secret: Option<config::units::Secret>,
+    /// Other nodes.
+    pub cluster: Option<config::Cluster>,
+    /// `limits.memory`.
+    pub limits_memory: config::units::Size,
 }
 
 #[derive(Debug)]
@@ -118,6 +123,8 @@ impl Boot {
             resolver: config.resolver.clone(),
             state_dir: config.state_dir.clone(),
             secret: config.secret.clone(),
+            cluster: config.cluster.clone(),
+            limits_memory: config.limits.settings().memory,
         }
     }
 }
@@ -216,7 +223,7 @@ impl Reloader {
 
     /// Boot settings that differ from those the process runs with.
     fn refused(&self, config: &Config) -> Vec<Problem> {
-        let Boot { listeners, admin, resolver, state_dir, secret } = &self.boot;
+        let Boot { listeners, admin, resolver, state_dir, secret, cluster, limits_memory } = &self.boot;
         let mut refused = Vec::new();
         for (key, same) in [
             ("listeners", *listeners == config.listeners),
@@ -224,9 +231,12 @@ impl Reloader {
             ("resolver", *resolver == config.resolver),
             ("state_dir", *state_dir == config.state_dir),
             ("secret", *secret == config.secret),
+            ("cluster", *cluster == config.cluster),
+            ("limits.memory", *limits_memory == config.limits.settings().memory),
         ] {
             if !same {
-                let problem = Problem::error(key_path![key], format!("`{key}` changed: restart needed"));
+                let at = KeyPath(key.split('.').map(str::to_owned).collect());
+                let problem = Problem::error(at, format!("`{key}` changed: restart needed"));
                 refused.push(problem.hint("restart the process, or put the old value back"));
             }
         }

@@ -11,7 +11,7 @@ const RULES: &str = "waf:
     - { id: script, expression: 'http.request.uri.path eq \"/script\"', action: js_challenge }
 ";
 
-const BROWSER: [(&str, &str); 2] = [("Accept", "text/html,application/xhtml+xml"), ("User-Agent", "Mozilla/5.0 (X11)")];
+pub const BROWSER: [(&str, &str); 2] = [("Accept", "text/html,application/xhtml+xml"), ("User-Agent", "Mozilla/5.0 (X11)")];
 
 async fn edge(origin: &Origin) -> Portolan {
     Portolan::start(&format!("regions: {{ a: {{ upstreams: [\"{}\"] }} }}\nroutes: [{{ name: all }}]\n{RULES}", origin.url()))
@@ -19,11 +19,11 @@ async fn edge(origin: &Origin) -> Portolan {
 }
 
 /// The token of a challenge page.
-fn token(page: &str) -> String {
+pub fn token(page: &str) -> String {
     page.split('"').find(|part| part.split('.').count() == 6 && part.len() > 60).expect("no token").to_owned()
 }
 
-fn solve(token: &str, bits: u32) -> String {
+pub fn solve(token: &str, bits: u32) -> String {
     let zeros = |n: &u64| {
         let digest = ring::digest::digest(&ring::digest::SHA256, format!("{token}.{n}").as_bytes());
         u32::from_be_bytes(digest.as_ref()[..4].try_into().unwrap()).leading_zeros() >= bits

@@ -14,6 +14,7 @@ mod failover;
 mod harness;
 mod health;
 mod identity;
+mod limits;
 mod lists;
 mod mmdb;
 mod names;

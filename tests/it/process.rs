@@ -84,7 +84,7 @@ impl Program {
         tokio::time::timeout(PATIENCE, wait).await.expect("it does not end")
     }
 
-    fn command(&self, arguments: &[&str], token: Option<&str>) -> Output {
+    pub fn command(&self, arguments: &[&str], token: Option<&str>) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
         command.args(arguments).args(["--admin", &format!("http://{}", self.admin)]);
         command.env_remove("PORTOLAN_ADMIN_TOKEN");
