@@ -109,7 +109,7 @@ fn sample(snapshot: &Snapshot, headers: &HeaderMap, now: Moment, known: impl Fn(
 fn benches(criterion: &mut Criterion) {
     for (name, memory) in [("64 MiB", 64 << 20), ("128 MiB", 128 << 20)] {
         let table = Table::new(memory);
-        (0..CLIENTS).for_each(|n| drop(take(&table, n)));
+        (0..CLIENTS).for_each(|n| _ = take(&table, n));
         for threads in [1, 2] {
             criterion.bench_function(&format!("table/1,000,000 clients, {name}, {threads} threads"), |b| {
                 b.iter_custom(|n| together(threads, n, |n| _ = black_box(take(&table, n))));
@@ -122,7 +122,7 @@ fn benches(criterion: &mut Criterion) {
         }
     }
     let rate = Arc::new(Rate::new_with_estimator_config(Duration::from_secs(60), 4, 1 << 20));
-    (0..CLIENTS).for_each(|n| drop(rate.observe(&client(n), 1)));
+    (0..CLIENTS).for_each(|n| _ = rate.observe(&client(n), 1));
     for threads in [1, 2] {
         criterion.bench_function(&format!("pingora-limits, 4 x 1 M/1,000,000 clients, {threads} threads"), |b| {
             b.iter_custom(|n| together(threads, n, |n| _ = black_box(rate.observe(&client(n), 1))));
@@ -141,9 +141,9 @@ fn benches(criterion: &mut Criterion) {
     let snapshot = self::snapshot();
     let (low, high) = (Moment(Duration::from_secs(60)), Moment(Duration::from_secs(61)));
     let at = |all: &[u64], part: f64| all[(all.len() as f64 * part) as usize];
-    (0..50_000).for_each(|n| drop(ask(&snapshot, n, &headers, low)));
+    (0..50_000).for_each(|n| _ = ask(&snapshot, n, &headers, low));
     let (before, quiet) = (resident(), sample(&snapshot, &headers, low, |n| n % 50_000));
-    (0..CLIENTS).for_each(|n| drop(ask(&snapshot, n, &headers, high)));
+    (0..CLIENTS).for_each(|n| _ = ask(&snapshot, n, &headers, high));
     let flood = sample(&snapshot, &headers, high, |n| if n % 2 == 0 { n % 50_000 } else { n + CLIENTS / 2 });
     let after = resident();
     let fill = snapshot.limits.ledger.as_ref().unwrap().table.fill();

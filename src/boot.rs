@@ -20,6 +20,7 @@ use crate::reload::{Known, Reloader, build, start};
 use crate::signing::Key;
 use crate::state::{Live, State};
 use crate::tasks::bans;
+use crate::tasks::cluster::Cluster;
 use crate::tasks::dns::Resolver;
 
 /// A process that is ready to serve.
@@ -69,6 +70,9 @@ pub enum Refused {
         /// What the system says.
         error: io::Error,
     },
+    /// The cluster's Redis cannot even be named.
+    #[error("cluster.redis: {0}")]
+    Cluster(redis::RedisError),
     /// Two metrics share a name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -94,6 +98,7 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
         }
     }
     let resolver = Resolver::new(built.config.resolver.servers.iter().map(|a| a.0).collect());
+    let cluster = built.config.cluster.as_ref().map(Cluster::new).transpose().map_err(Refused::Cluster)?.map(Arc::new);
     let bind = |address| listen::bind(address).map_err(|error| Refused::Listen { address, error });
     let listeners = built.config.listeners.iter().map(|l| bind(l.address.0)).collect::<Result<_, _>>()?;
     let settings = built.config.admin.clone();
@@ -113,6 +118,7 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
         reload: Mutex::new(status),
         started: SystemTime::now(),
         orders,
+        cluster,
     });
     let reloader = Reloader::new(paths, state.clone(), first);
     let admin = Admin::new(state.clone(), reloader.clone(), settings);

@@ -4,11 +4,13 @@
 //! Evacuation is modelled on the zonal shift of AWS's Application Recovery Controller: it always ends by
 //! itself, it is refused where it would leave nobody to serve, and traffic leaves and comes back in a ramp.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use event_listener::Event;
 use parking_lot::Mutex;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
@@ -38,8 +40,21 @@ const SECRET: &str = "secret";
 #[derive(Debug)]
 pub struct Orders {
     dir: Option<PathBuf>,
-    /// One change at a time.
-    turn: Mutex<()>,
+    /// One change at a time. Inside: when the last order for each region was given, in milliseconds since 1970.
+    turn: Mutex<BTreeMap<String, u64>>,
+    /// An order was given here.
+    pub changed: Event,
+}
+
+/// The last order for a region, as nodes tell it each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// The region.
+    pub region: String,
+    /// When it was given, in milliseconds since 1970: of two the later holds.
+    pub at: u64,
+    /// What holds since then; nothing once the region was restored.
+    pub order: Option<Kept>,
 }
 
 /// The body of `POST /regions/NAME/evacuate`, `drain` and `restore`; what is left out has its default.
@@ -109,6 +124,9 @@ pub struct Kept {
 struct Saved {
     version: u32,
     regions: Vec<Kept>,
+    /// When the last order for each region was given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    given: BTreeMap<String, u64>,
 }
 
 impl Kept {
@@ -127,6 +145,7 @@ impl Kept {
 impl Orders {
     /// Reads the orders that an earlier process kept in `dir`, and puts those that have not ended in force.
     pub fn open(dir: Option<PathBuf>, memory: &Memory) -> io::Result<Self> {
+        let mut given = BTreeMap::new();
         if let Some(dir) = &dir {
             std::fs::create_dir_all(dir)?;
             let text = match std::fs::read_to_string(dir.join(FILE)) {
@@ -136,7 +155,10 @@ impl Orders {
             };
             let now = Now::new();
             let saved = match serde_json::from_str::<Saved>(&text) {
-                Ok(saved) => saved.regions,
+                Ok(saved) => {
+                    given = saved.given;
+                    saved.regions
+                }
                 Err(_) if text.is_empty() => Vec::new(),
                 Err(error) => {
                     // Not to start would be worse than to forget; the file stays for those who want to look.
@@ -166,7 +188,7 @@ impl Orders {
                 }
             }
         }
-        Ok(Self { dir, turn: Mutex::new(()) })
+        Ok(Self { dir, turn: Mutex::new(given), changed: Event::new() })
     }
 
     /// Sends a region's traffic elsewhere, for a set time. Blocks on disk.
@@ -195,7 +217,7 @@ impl Orders {
     }
 
     fn begin(&self, state: &State, name: &str, order: &Order, control: impl FnOnce(String) -> Control) -> Result<Kept, Refused> {
-        let _turn = self.turn.lock();
+        let mut given = self.turn.lock();
         let live = state.live.load();
         let region = find(&live.snapshot, name)?;
         if !order.force {
@@ -212,10 +234,13 @@ impl Orders {
         let control = control(order.reason.chars().take(REASON).collect()).from_share(before);
         let kept = Kept::of(name, &control, Now::new());
         let before = state.memory.region(name).control.swap(Some(Arc::new(control)));
-        if let Err(error) = self.save(state) {
+        let after = stamp(&given, name);
+        if let Err(error) = self.save(state, &after) {
             state.memory.region(name).control.store(before);
             return Err(Refused::Disk(error.to_string()));
         }
+        *given = after;
+        self.changed.notify(usize::MAX);
         tracing::info!(
             audit = true,
             region = name,
@@ -230,7 +255,7 @@ impl Orders {
 
     /// Ends an order; traffic comes back in the ramp that it left in. Blocks on disk.
     pub fn restore(&self, state: &State, name: &str, order: &Order) -> Result<(), Refused> {
-        let _turn = self.turn.lock();
+        let mut given = self.turn.lock();
         find(&state.live.load().snapshot, name)?;
         let region = state.memory.region(name);
         let before = region.control.load_full();
@@ -239,12 +264,59 @@ impl Orders {
         };
         let ended = control.ended(clock::now());
         region.control.store((!ended.is_over(clock::now())).then(|| Arc::new(ended)));
-        if let Err(error) = self.save(state) {
+        let after = stamp(&given, name);
+        if let Err(error) = self.save(state, &after) {
             region.control.store(before);
             return Err(Refused::Disk(error.to_string()));
         }
+        *given = after;
+        self.changed.notify(usize::MAX);
         tracing::info!(audit = true, region = name, order = "restored", reason = order.reason, "region order");
         Ok(())
+    }
+
+    /// The last order for each region, for other nodes.
+    pub fn stamped(&self, state: &State) -> Vec<Stamped> {
+        let given = self.turn.lock();
+        let now = Now::new();
+        let stamped = |(region, at): (&String, &u64)| Stamped {
+            region: region.clone(),
+            at: *at,
+            order: state.memory.region(region).control.load().as_ref().map(|control| Kept::of(region, control, now)),
+        };
+        given.iter().map(stamped).collect()
+    }
+
+    /// Carries out what was ordered on another node, if it is later than what is known here. Blocks on disk.
+    pub fn apply(&self, state: &State, stamped: Stamped) {
+        let Stamped { region, at, order } = stamped;
+        let mut given = self.turn.lock();
+        // A name that this node never heard is not remembered for it.
+        let known = state.live.load().snapshot.region_named(&region).is_some() || given.contains_key(&region);
+        if !known || given.get(&region).is_some_and(|last| *last >= at) {
+            return;
+        }
+        let now = Now::new();
+        let control = order.map(|Kept { region: _, kind, from, ramp, until, reason }| Control {
+            kind,
+            from: now.moment(from),
+            ramp: Duration::from_millis(ramp),
+            until: until.map(|until| now.moment(until)),
+            reason,
+        });
+        let control = control.filter(|control| !control.is_over(now.moment));
+        tracing::info!(
+            audit = true,
+            region,
+            order = control.as_ref().map_or("restored", |control| control.kind.label()),
+            reason = control.as_ref().map(|control| control.reason.as_str()),
+            "region order of another node"
+        );
+        state.memory.region(&region).control.store(control.map(Arc::new));
+        given.insert(region, at);
+        if let Err(error) = self.save(state, &given) {
+            tracing::error!(%error, "an order of another node cannot be written to state_dir, and would not survive a restart");
+        }
     }
 
     /// Orders in force.
@@ -258,7 +330,7 @@ impl Orders {
     /// Ends what has ended by itself, closes the tunnels of drained regions whose grace is over, and says when
     /// to look again. Blocks on disk.
     pub fn tick(&self, state: &State) -> Option<Duration> {
-        let _turn = self.turn.lock();
+        let given = self.turn.lock();
         let now = clock::now();
         let mut next: Option<Moment> = None;
         let mut ended = Vec::new();
@@ -278,7 +350,7 @@ impl Orders {
             next = [next, ends, grace].into_iter().flatten().min();
         }
         if !ended.is_empty()
-            && let Err(error) = self.save(state)
+            && let Err(error) = self.save(state, &given)
         {
             tracing::error!(%error, "an order that ended cannot be taken out of state_dir");
         }
@@ -298,16 +370,25 @@ impl Orders {
         self.dir.is_some()
     }
 
-    fn save(&self, state: &State) -> io::Result<()> {
+    fn save(&self, state: &State, given: &BTreeMap<String, u64>) -> io::Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
         // Also of regions that the configuration does not have at the moment.
         let now = Now::new();
         let kept = |(name, state): (String, Arc<crate::regions::control::RegionState>)| {
             Some(Kept::of(&name, state.control.load().as_ref()?, now))
         };
-        let saved = Saved { version: 1, regions: state.memory.regions().into_iter().filter_map(kept).collect() };
+        let regions = state.memory.regions().into_iter().filter_map(kept).collect();
+        let saved = Saved { version: 1, regions, given: given.clone() };
         replace(dir, FILE, &serde_json::to_vec_pretty(&saved)?, 0o644)
     }
+}
+
+/// The same, with an order for `name` given now: later than what is known, whatever clocks say.
+fn stamp(given: &BTreeMap<String, u64>, name: &str) -> BTreeMap<String, u64> {
+    let mut after = given.clone();
+    let last = after.entry(name.to_owned()).or_default();
+    *last = Now::new().unix.max(last.saturating_add(1));
+    after
 }
 
 /// The secret that signs cookies: the configured one, or the one in `dir`, or a new one, kept there if possible.

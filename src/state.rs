@@ -16,6 +16,7 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{Metrics, RegionMetrics, RouteMetrics};
 use crate::orders::Orders;
 use crate::snapshot::Snapshot;
+use crate::tasks::cluster::Cluster;
 use crate::tasks::dns::Resolver;
 
 /// A snapshot in force, with the metrics of its routes and regions at hand.
@@ -80,12 +81,17 @@ pub struct State {
     pub started: SystemTime,
     /// Orders for regions, and the file where they survive a restart.
     pub orders: Orders,
+    /// Other nodes, if there may be any.
+    pub cluster: Option<Arc<Cluster>>,
 }
 
 impl State {
     /// Asks all nodes together.
-    pub async fn ask(&self, _question: Question) -> Shared {
-        Shared::Unreachable
+    pub async fn ask(&self, question: Question) -> Shared {
+        match &self.cluster {
+            Some(cluster) => cluster.ask(question).await,
+            None => Shared::Unreachable,
+        }
     }
 
     /// Remembers a request that is over.

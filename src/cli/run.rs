@@ -34,7 +34,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
             print_problems(&problems);
             return Ok(Exit::User);
         }
-        Err(refused @ (Refused::Listen { .. } | Refused::AccessLog { .. } | Refused::StateDir { .. })) => {
+        Err(refused @ (Refused::Listen { .. } | Refused::AccessLog { .. } | Refused::StateDir { .. } | Refused::Cluster(_))) => {
             eprintln!("error: {refused}");
             return Ok(Exit::User);
         }
@@ -74,6 +74,9 @@ async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, liste
     tokio::spawn(state.resolver.clone().refresh(state.clone()));
     tokio::spawn(probe::run(state.clone()));
     tokio::spawn(bans::run(state.clone(), state.orders.dir().map(Into::into)));
+    if let Some(cluster) = state.cluster.clone() {
+        tokio::spawn(cluster.run(state.clone()));
+    }
     tokio::spawn(orders::run(state));
     tokio::spawn(signals::act(reloader.clone()));
     tokio::spawn(watch::watch(reloader));

@@ -1,5 +1,6 @@
 //! What limits remember, whatever the configuration says of them.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use event_listener::Event;
@@ -23,6 +24,8 @@ pub struct Ledger {
     pub book: Book,
     /// What other nodes shall hear.
     pub outbox: Outbox,
+    /// Other nodes can be reached.
+    pub connected: AtomicBool,
     pub(super) hasher: SipHasher13,
     numbers: Mutex<Vec<Box<str>>>,
 }
@@ -33,7 +36,7 @@ pub enum News {
     /// A client used something of a limit.
     Count(Handle, u16),
     /// A penalty began.
-    Ban(Handle, u16, Ban),
+    Ban(Handle, Ban),
     /// A client begins anew.
     Reset(Handle),
 }
@@ -83,6 +86,7 @@ impl Ledger {
             others: shared.then(|| Table::new(theirs)),
             book: Book::default(),
             outbox: Outbox::default(),
+            connected: AtomicBool::new(false),
             hasher: SipHasher13::new_with_keys(half("a"), half("b")),
             numbers: Mutex::default(),
         }

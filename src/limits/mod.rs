@@ -18,6 +18,7 @@ use std::fmt::Write;
 use std::hash::Hasher;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -29,7 +30,7 @@ use crate::rules::{Filter, Scalar, View};
 use crate::waf::Answer;
 use crate::waf::challenge::Kind;
 use book::Ban;
-use quota::{Quota, Used};
+use quota::{Algorithm, Quota, Used};
 pub use ledger::Ledger;
 use ledger::News;
 use table::{Entry, Handle};
@@ -301,6 +302,8 @@ impl Limits {
                 asked.next = position;
                 return Verdict::Ask(Question { handle, quota });
             }
+            let cut_off = limit.deny && !limit.strict && ledger.others.is_some() && !ledger.connected.load(Relaxed);
+            let answer = if cut_off { Some(Shared::Unreachable) } else { answer };
             let since = match limit.action {
                 Action::Challenge(kind) => solved(kind),
                 Action::Block(_) | Action::Log => None,
@@ -311,7 +314,7 @@ impl Limits {
                 true => ask.of(&mut ledger.table.get(handle).unwrap_or_default()),
                 false => ledger.table.with(handle, limit.number, now, |entry| {
                     let result = ask.of(entry);
-                    if result.0.taken > 0 {
+                    if result.0.taken > 0 && limit.is_shared() {
                         ledger.tell(entry, handle, limit.number, &quota, result.0.left);
                     }
                     result
@@ -328,7 +331,7 @@ impl Limits {
                 let ban = Ban { limit: limit.id.clone(), key, until };
                 ledger.book.ban(handle, ban.clone());
                 if ledger.others.is_some() {
-                    ledger.outbox.put(News::Ban(handle, limit.number, ban), true);
+                    ledger.outbox.put(News::Ban(handle, ban), true);
                 }
             }
             if !matches!(said.decision, Decision::Allowed | Decision::Logged) {
@@ -376,7 +379,9 @@ impl Limits {
                 let named = ledger.table.with(seen.handle, limit.number, now, |entry| {
                     entry.count.add(&limit.quota, cost, now);
                     let left = entry.count.used(&limit.quota, 1, now).left;
-                    ledger.tell(entry, seen.handle, limit.number, &limit.quota, left);
+                    if limit.is_shared() {
+                        ledger.tell(entry, seen.handle, limit.number, &limit.quota, left);
+                    }
                     left.saturating_mul(2) < limit.quota.most() && entry.name()
                 });
                 if named {
@@ -481,13 +486,13 @@ impl Ask<'_> {
             return (seen(Decision::Unavailable, used, 0, Duration::from_secs(1)), false, Offence::default());
         }
         let used = match answer {
-            // What all together said; it is counted here too, for the time when nobody answers.
-            Some(Shared::Used(used)) => {
-                if used.fits {
-                    entry.count.add(&quota, 1, now);
-                }
-                used
+            // What all together said. It is counted here too, for the time when nobody answers, or what answers
+            // has forgotten everything.
+            Some(Shared::Used(used)) if used.fits => {
+                let own = entry.count.take(&quota, 1, now);
+                if own.fits { used } else { own }
             }
+            Some(Shared::Used(used)) => used,
             Some(Shared::Unreachable) | None if counts => entry.count.take(&quota, 1, now),
             Some(Shared::Unreachable) | None => entry.count.used(&quota, 1, now),
         };
@@ -517,6 +522,11 @@ impl Limit {
     /// Does it count only once there is a response?
     pub fn waits(&self) -> bool {
         self.cost_header.is_some() || matches!(self.counting, Some(Counting::Response(_)))
+    }
+
+    /// Do nodes tell each other what they counted? Of a strict one Redis knows.
+    fn is_shared(&self) -> bool {
+        !self.strict && self.quota.algorithm == Algorithm::Sliding
     }
 
     /// Does it refuse nobody?

@@ -67,6 +67,8 @@ pub struct Metrics {
     reload_successful: IntGauge,
     /// Client connections that are open.
     pub connections: IntGauge,
+    /// 1 while the cluster's Redis can be reached.
+    pub cluster_connected: IntGauge,
     /// Access log lines that found their buffer full.
     pub log_lines_dropped: IntCounter,
     unrouted: Arc<RouteMetrics>,
@@ -212,6 +214,7 @@ impl Metrics {
                 "1 if the last configuration read was put in force.",
             )?,
             learned_areas: gauge("portolan_latency_areas", "Client areas of which `policy: latency` learned something.")?,
+            cluster_connected: gauge("portolan_cluster_connected", "1 while the cluster's Redis can be reached.")?,
             connections: gauge("portolan_connections", "Client connections that are open.")?,
             registry,
             requests,

@@ -142,6 +142,16 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     if admin.token.as_ref().is_some_and(|t| t.reveal().is_empty()) {
         compiler.error(key_path!["admin", "token"], "the admin token is empty");
     }
+    if let Some(cluster) = cluster {
+        if let Err(error) = redis::Client::open(cluster.redis.reveal()) {
+            let problem = Problem::error(key_path!["cluster", "redis"], format!("this is no address of a Redis: {error}"));
+            compiler.problems.push(problem.hint("expected `redis://host:6379`, or `rediss://` for TLS"));
+        }
+        if secret.is_none() {
+            let problem = Problem::error(key_path!["cluster"], "nodes of a cluster need a `secret`, and all the same");
+            compiler.problems.push(problem.hint("set `secret: \"${file:cookie.secret}\"`"));
+        }
+    }
     if config.listeners.is_empty() {
         compiler.error(key_path!["listeners"], "there is no listener");
     }

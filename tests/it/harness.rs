@@ -360,6 +360,9 @@ impl Portolan {
         tasks.push(tokio::spawn(state.resolver.clone().refresh(state.clone())));
         tasks.push(tokio::spawn(portolan::tasks::probe::run(state.clone())));
         tasks.push(tokio::spawn(portolan::tasks::orders::run(state.clone())));
+        if let Some(cluster) = state.cluster.clone() {
+            tasks.push(tokio::spawn(cluster.run(state.clone())));
+        }
         Self { address: address.unwrap(), admin: admin_address, state, reloader, dir, tasks }
     }
 

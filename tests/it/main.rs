@@ -9,6 +9,7 @@
 )]
 
 mod challenge;
+mod cluster;
 mod explained;
 mod failover;
 mod harness;
