@@ -27,6 +27,7 @@ pub mod kept;
 pub mod limits;
 pub mod memory;
 pub mod observe;
+pub mod overload;
 pub mod regions;
 pub mod request;
 pub mod respond;

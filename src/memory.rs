@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -10,6 +11,7 @@ use parking_lot::Mutex;
 use crate::client::standing::Standing;
 use crate::config::units::UpstreamUrl;
 use crate::limits::Ledger;
+use crate::overload::Load;
 use crate::regions::control::{RegionState, Room};
 use crate::regions::endpoint::UpstreamState;
 use crate::regions::latency::Latency;
@@ -28,12 +30,15 @@ pub struct Memory {
     pub standing: Arc<Standing>,
     /// Challenges that were made and answered.
     pub challenges: Arc<Challenges>,
+    /// What is at once now.
+    pub load: Arc<Load>,
     /// What limits remember; there once there is a limit.
     ledger: OnceLock<Arc<Ledger>>,
     room: Arc<Room>,
     upstreams: Mutex<HashMap<UpstreamUrl, Arc<UpstreamState>>>,
     regions: Mutex<HashMap<Box<str>, Arc<RegionState>>>,
     budgets: Mutex<HashMap<Box<str>, Arc<Budget>>>,
+    routes: Mutex<HashMap<Box<str>, Arc<AtomicU32>>>,
 }
 
 impl Memory {
@@ -44,11 +49,13 @@ impl Memory {
             latency: Arc::default(),
             standing: Arc::default(),
             challenges: Arc::default(),
+            load: Arc::default(),
             ledger: OnceLock::new(),
             room: Arc::default(),
             upstreams: Mutex::default(),
             regions: Mutex::default(),
             budgets: Mutex::default(),
+            routes: Mutex::default(),
         }
     }
 
@@ -78,6 +85,11 @@ impl Memory {
         known(&self.budgets, route.into(), Arc::default)
     }
 
+    /// How many requests of a route are at once.
+    pub fn route(&self, route: &str) -> Arc<AtomicU32> {
+        known(&self.routes, route.into(), Arc::default)
+    }
+
     /// Every upstream.
     pub fn upstreams(&self) -> Vec<Arc<UpstreamState>> {
         self.upstreams.lock().values().cloned().collect()
@@ -93,6 +105,7 @@ impl Memory {
     pub fn tidy(&self) {
         self.upstreams.lock().retain(|_, state| Arc::strong_count(state) > 1);
         self.budgets.lock().retain(|_, budget| Arc::strong_count(budget) > 1);
+        self.routes.lock().retain(|_, count| Arc::strong_count(count) > 1);
     }
 }
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// In the order of the journey: a stage may use those before it, never one after it.
-const STAGES: [&str; 16] = [
+const STAGES: [&str; 17] = [
     "config",
     "signing",
     "request",
@@ -15,6 +15,7 @@ const STAGES: [&str; 16] = [
     "transforms",
     "waf",
     "limits",
+    "overload",
     "regions",
     "routes",
     "memory",

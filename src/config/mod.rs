@@ -10,6 +10,7 @@ pub mod limits;
 mod listeners;
 mod lists;
 pub mod load;
+mod overload;
 pub mod problem;
 mod regions;
 mod routes;
@@ -28,6 +29,7 @@ pub use limits::Limits;
 pub use listeners::{AccessLog, Admin, Listener, Resolver, Shutdown};
 pub use lists::{List, Source};
 pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
+pub use overload::{Adaptive, Class, Overload};
 pub use problem::{Problem, Severity};
 pub use regions::{
     Affinity, AffinityFailover, Balance, BalancePolicy, CheckKind, CheckMethod, HashBy, HashField, HealthCheck, Location, Queue,
@@ -73,6 +75,9 @@ pub struct Config {
     /// How often.
     #[serde(default)]
     pub limits: Limits,
+    /// How much at once.
+    #[serde(default)]
+    pub overload: Overload,
     /// Other nodes: limits hold for all together, and orders for regions reach every one. A change needs a restart.
     #[serde(default)]
     pub cluster: Option<Cluster>,

@@ -36,6 +36,10 @@ pub struct Region {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub soft_limit: Option<u32>,
+    /// Find out from how long answers take how many requests at once it can answer, and never send it more. Off unless
+    /// given; `{}` turns it on.
+    #[serde(default)]
+    pub adaptive: Option<super::Adaptive>,
     /// Where requests wait when `max_requests` is reached everywhere.
     #[serde(default)]
     pub queue: Queue,

@@ -28,6 +28,10 @@ pub struct Route {
     /// Which regions, in which order.
     #[serde(default)]
     pub steering: Steering,
+    /// Never more requests of this route than this at once. Any by default.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub max_requests: Option<u32>,
     /// How long to wait for what.
     #[serde(default)]
     pub timeouts: Timeouts,

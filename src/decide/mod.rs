@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use crate::client::address::ClientAddress;
 use crate::client::place::Place;
+use crate::overload::Places;
 use crate::regions::balance::{Balance, Field};
 use crate::regions::latency::Areas;
 use crate::regions::spill;
@@ -49,6 +50,10 @@ pub struct Decision {
     pub matches: Matches,
     /// Limits that applied, in order.
     pub limits: LimitsAsked,
+    /// How important it is: a position in `overload.classes`.
+    pub class: u8,
+    /// The places that it takes as long as it lasts.
+    pub places: Places,
     /// The path that routes and rules saw, where that is not what was sent.
     pub path: Option<Box<str>>,
     /// What transforms change, if anything.
@@ -84,19 +89,36 @@ pub enum Next {
     Forward(Plan),
 }
 
-/// Decides about one request.
-pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -> Decision {
-    resume(snapshot, facts, now, mode, LimitsAsked::default())
+/// What a request has already that is asked about again.
+#[derive(Debug, Default)]
+pub struct Earlier {
+    /// What limits said.
+    pub limits: LimitsAsked,
+    /// Its places.
+    pub places: Places,
 }
 
-/// Decides about a request of which something was missing before: what limits gave it then is not taken again.
-pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, earlier: LimitsAsked) -> Decision {
+impl Earlier {
+    /// Takes it out of an earlier decision.
+    pub fn of(decision: &mut Decision) -> Self {
+        Self { limits: std::mem::take(&mut decision.limits), places: std::mem::take(&mut decision.places) }
+    }
+}
+
+/// Decides about one request.
+pub fn decide(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode) -> Decision {
+    resume(snapshot, facts, now, mode, None)
+}
+
+/// Decides about a request of which something was missing before: the places that it has, and what limits gave it
+/// then, are not taken again.
+pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, earlier: Option<Earlier>) -> Decision {
     // Who is asking, and from where.
     let client = snapshot.trust.resolve(facts.peer, facts.headers);
     let place = snapshot.databases.lookup(client.ip);
     let asker = asker(snapshot, &client, &place, now);
     let mut trail =
-        Trail { client, place, route: None, learns: None, matches: Matches::new(), limits: earlier, path: None, changes: None, later: None };
+        Trail { client, place, route: None, learns: None, matches: Matches::new(), limits: LimitsAsked::default(), class: 0, places: Places::default(), path: None, changes: None, later: None };
     if facts.path == challenge::PATH && (snapshot.waf.challenges() || snapshot.limits.challenges()) {
         let (refusal, header) = answered(snapshot, facts, &client, now, mode);
         return trail.refuse(refusal, header);
@@ -121,6 +143,27 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     let route = matched.and_then(|m| snapshot.route(m.route));
     let Some(route) = route else { return trail.refuse(Refusal::NoRoute, None) };
     trail.route = matched;
+
+    // How much at once. (Whoever has its places keeps them.)
+    let class_view = || {
+        let mut view = View::new(facts, &target, asker);
+        view.route = Some(&route.name);
+        view
+    };
+    trail.class = snapshot.overload.class(class_view);
+    match earlier {
+        Some(Earlier { limits, places }) => (trail.limits, trail.places) = (limits, places),
+        None => {
+            let bound = route.bound.as_ref().map(|(count, most)| (count, *most));
+            let admitted = snapshot.overload.admit(client.ip, trail.class, bound);
+            match admitted {
+                // A question is no request.
+                Ok(_) if mode == Mode::Peek => {}
+                Ok(places) => trail.places = places,
+                Err(reason) => return trail.refuse(Refusal::Shed { reason }, None),
+            }
+        }
+    }
 
     // May it pass.
     let view = || {
@@ -202,6 +245,7 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
         may_repeat: facts.is_idempotent() || route.retry.non_idempotent,
         patience,
         measures: patience == Patience::FirstByte && !facts.has_body,
+        share: snapshot.overload.share(trail.class),
         chance: facts.chance,
         mode,
     };
@@ -216,6 +260,8 @@ struct Trail {
     learns: Option<Areas>,
     matches: Matches,
     limits: LimitsAsked,
+    class: u8,
+    places: Places,
     path: Option<Box<str>>,
     changes: Option<Box<Changes>>,
     later: Option<Later>,
@@ -224,8 +270,8 @@ struct Trail {
 impl Trail {
     #[inline]
     fn end(self, next: Next, header: Option<HeaderValue>) -> Decision {
-        let Self { client, place, route, learns, matches, limits, path, changes, later } = self;
-        Decision { client, place, route, learns, matches, limits, path, changes, later, header, next }
+        let Self { client, place, route, learns, matches, limits, class, places, path, changes, later } = self;
+        Decision { client, place, route, learns, matches, limits, class, places, path, changes, later, header, next }
     }
 
     fn limited(self, limited: Limited) -> Decision {

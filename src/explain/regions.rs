@@ -101,6 +101,11 @@ fn inside(region: &Region, now: Moment) -> String {
     if let Some(hard) = region.limits.hard {
         let _ = write!(text, ", {} of at most {hard} requests at once", region.state.in_flight());
     }
+    if let Some(bounds) = region.adaptive {
+        let (limit, base) = (region.state.adaptive.limit(bounds), region.state.adaptive.base());
+        let base = base.map(|base| format!(", {:.1} ms when nothing waits", base.as_secs_f64() * 1e3)).unwrap_or_default();
+        let _ = write!(text, ", adaptive, now {limit} at once{base}");
+    }
     if let Some(control) = region.state.control.load().as_ref() {
         let share = control.share(now) * 100.0;
         let _ = write!(text, ", {}: keeps {share:.0} % of its traffic ({})", control.kind.label(), control.reason);

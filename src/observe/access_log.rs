@@ -19,6 +19,7 @@ use super::RequestDone;
 use crate::state::Live;
 use crate::upstream::{Plan, Try, plan};
 use crate::limits::{Decision, Limit};
+use crate::overload::Shed;
 use crate::waf::Match;
 
 /// How long lines are gathered before they are written.
@@ -242,6 +243,9 @@ struct Line<'a> {
     /// Rules that applied, and what they saw.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     waf: Vec<MatchLine<'a>>,
+    /// Why it was let go, if there was too much at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shed: Option<&'static str>,
     /// Limits that did not just allow it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     limits: Vec<LimitLine<'a>>,
@@ -272,6 +276,7 @@ impl<'a> Line<'a> {
                 .and_then(|(from, why)| Some(MovedLine { from: &done.live.snapshot.region(from)?.name, because: why.label() })),
             panic: done.plan.is_some_and(|p| p.panic),
             waf: done.matches.iter().map(MatchLine::new).collect(),
+            shed: done.shed.map(Shed::label),
             limits: LimitLine::all(done),
             attempts: Attempts { live: done.live, plan: done.plan },
             not_retried: done.plan.and_then(|p| p.stopped).map(|s| s.label()),

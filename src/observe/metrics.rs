@@ -13,6 +13,7 @@ use prometheus::{
 use super::RequestDone;
 use crate::client::country::LookupResult;
 use crate::limits::Decision;
+use crate::overload::Shed;
 use crate::request::Moment;
 use crate::state::Live;
 use crate::upstream::plan::Moved;
@@ -36,6 +37,9 @@ const CODES: [u16; 26] = [
 /// Why a request did not begin in its first region, where only the moment of the attempt knows.
 const PASSED_OVER: &str = "passed_over";
 
+/// A connection has no class yet.
+const NO_CLASS: &str = "none";
+
 const OUTCOMES: usize = Failure::ALL.len() + 4;
 
 /// Every metric of the process.
@@ -50,6 +54,8 @@ pub struct Metrics {
     limit_decisions: IntCounterVec,
     limit_table: [IntGauge; 3],
     limit_evictions: [IntCounter; 2],
+    shed: IntCounterVec,
+    region_bound: IntGaugeVec,
     not_retried: [IntCounter; Stop::ALL.len()],
     lookups: [IntCounter; LookupResult::ALL.len()],
     region_healthy: IntGaugeVec,
@@ -145,6 +151,11 @@ impl Metrics {
             "Clients that had to make room in the table of counters: while something was counted of them, or in a penalty.",
             &["kind"],
         )?;
+        let shed = counters(
+            "portolan_shed_total",
+            "Requests, and connections, that were let go because there was too much at once.",
+            &["reason", "class"],
+        )?;
         let limit_table = [
             gauge("portolan_limit_table_entries", "Places of the table of counters that were used so far.")?,
             gauge("portolan_limit_table_capacity", "Places of the table of counters.")?,
@@ -178,6 +189,11 @@ impl Metrics {
             fractions("portolan_region_granted_ratio", "The share of its traffic that an operator leaves the region.")?;
         let region_in_flight =
             gauges("portolan_region_requests_in_flight", "Requests that the region is answering.", &["region"])?;
+        let region_bound = gauges(
+            "portolan_region_adaptive_limit",
+            "How many requests at once the region is found to be able to answer.",
+            &["region"],
+        )?;
         let region_waiting = gauges("portolan_region_queue_length", "Requests that wait for a place.", &["region"])?;
         let upstream = &["region", "upstream"];
         let upstream_usable = gauges("portolan_upstream_usable", "How many addresses of the upstream are usable.", upstream)?;
@@ -225,6 +241,8 @@ impl Metrics {
             waf_matches,
             limit_decisions,
             limit_table,
+            shed,
+            region_bound,
             limit_evictions: ["counted", "penalised"].map(|kind| limit_evictions.with_label_values(&[kind])),
             region_healthy,
             region_usable,
@@ -284,6 +302,13 @@ impl Metrics {
                 }
             }
         }
+        for class in &old.snapshot.overload.classes {
+            if new.snapshot.overload.classes.iter().all(|c| c.name != class.name) {
+                for reason in Shed::ALL {
+                    let _ = self.shed.remove_label_values(&[reason.label(), &class.name]);
+                }
+            }
+        }
         for region in &old.snapshot.regions {
             if new.snapshot.region_named(&region.name).is_none() {
                 let _ = self.upstream_duration.remove_label_values(&[&region.name]);
@@ -324,6 +349,10 @@ impl Metrics {
                 counter.inc();
             }
         }
+        if let Some(reason) = done.shed {
+            let class = done.live.snapshot.overload.classes.get(usize::from(done.class));
+            self.shed(reason, class.map_or(NO_CLASS, |class| &class.name));
+        }
         let Some(plan) = done.plan else { return };
         for attempt in &plan.tries {
             if let Some(region) = done.live.regions.get(usize::from(attempt.region.0)) {
@@ -342,6 +371,16 @@ impl Metrics {
             self.panics.inc();
         }
         self.failovers(done.live, plan);
+    }
+
+    /// Counts what was let go.
+    fn shed(&self, reason: Shed, class: &str) {
+        self.shed.with_label_values(&[reason.label(), class]).inc();
+    }
+
+    /// Counts a connection that was let go.
+    pub fn connection_shed(&self) {
+        self.shed(Shed::Connections, NO_CLASS);
     }
 
     /// A region was passed over because of how it is, or because an attempt in it failed.
@@ -367,7 +406,7 @@ impl Metrics {
     /// All metrics in the text format, with what is only known at this moment.
     pub fn render(&self, live: &Live, learned_areas: usize, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
         // Upstreams of the present only: whatever was removed is gone from here at once.
-        for gauges in [&self.upstream_usable, &self.upstream_in_flight, &self.dns_stale] {
+        for gauges in [&self.upstream_usable, &self.upstream_in_flight, &self.dns_stale, &self.region_bound] {
             gauges.reset();
         }
         for region in &live.snapshot.regions {
@@ -378,6 +417,10 @@ impl Metrics {
             self.region_granted.with_label_values(&[name]).set(capacity.granted.into());
             self.region_in_flight.with_label_values(&[name]).set(region.state.in_flight().into());
             self.region_waiting.with_label_values(&[name]).set(region.state.waiting().into());
+            if let Some(bounds) = region.adaptive {
+                let limit = region.state.adaptive.limit(bounds);
+                self.region_bound.with_label_values(&[name]).set(limit.into());
+            }
             for upstream in &region.upstreams {
                 let url = upstream.url.to_string();
                 let labels = [name, url.as_str()];

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::client::country::LookupResult;
 use crate::config::units::Country;
 use crate::limits::Seen;
+use crate::overload::Shed;
 use crate::routes::RouteId;
 use crate::state::Live;
 use crate::upstream::Plan;
@@ -45,6 +46,10 @@ pub struct RequestDone<'a> {
     pub matches: &'a [Match],
     /// Limits that applied.
     pub limits: &'a [Seen],
+    /// How important it was: a position in `overload.classes`.
+    pub class: u8,
+    /// Why it was let go, if there was too much at once.
+    pub shed: Option<Shed>,
     /// The attempts, if it was forwarded.
     pub plan: Option<&'a Plan>,
     /// From the request's header to its end.

@@ -131,6 +131,7 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
         | Refusal::GivenUp { .. }
         | Refusal::NotRepeated { .. }
         | Refusal::Overloaded
+        | Refusal::Shed { .. }
         | Refusal::ReplayRefused { .. }
         | Refusal::LimitUnavailable
         | Refusal::Blocked { rule: None, .. }

@@ -418,6 +418,8 @@ impl ProxyHttp for Edge {
             route: decision.route.map(|m| m.route),
             matches: &decision.matches,
             limits: &decision.limits.seen,
+            class: decision.class,
+            shed: ctx.refusal.and_then(Refusal::shed),
             plan: ctx.planned(),
             total: now.since(ctx.started),
         });

@@ -9,7 +9,7 @@ use super::answer::{fresh_id, given_id};
 use super::edge::Context;
 use super::facts::{Given, facts};
 use super::{body, clock};
-use crate::decide::{Decision, Next, decide, resume};
+use crate::decide::{Decision, Earlier, Next, decide, resume};
 use crate::request::{Body, Seen};
 use crate::snapshot::Snapshot;
 use crate::state::State;
@@ -36,7 +36,7 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
                 let patience = route.map_or(DEFAULT_PATIENCE, |r| r.timeouts.idle);
                 // Should the body never come, the log knows whose it was.
                 ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh.clone());
-                let limits = std::mem::take(&mut decision.limits);
+                let earlier = Earlier::of(&mut decision);
                 ctx.decision = Some(decision);
                 read = body::read(session, snapshot.waf.body_limit, patience).await?;
                 ctx.body_read = read.is_some();
@@ -45,7 +45,7 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
                     None => Seen::Later,
                 };
                 // The client's time is not the origin's: `timeouts.total` begins here.
-                decision = resume(snapshot, &facts(session, given), clock::now(), Mode::Commit, limits);
+                decision = resume(snapshot, &facts(session, given), clock::now(), Mode::Commit, Some(earlier));
                 break;
             }
             Next::NeedShared(_) => decision = shared(session, snapshot, given, state, decision).await,
@@ -67,9 +67,9 @@ async fn shared(
     state: &State,
     mut decision: Decision,
 ) -> Decision {
-    let mut limits = std::mem::take(&mut decision.limits);
+    let mut earlier = Earlier::of(&mut decision);
     if let Next::NeedShared(question) = decision.next {
-        limits.answer = Some(state.ask(question).await);
+        earlier.limits.answer = Some(state.ask(question).await);
     }
-    resume(snapshot, &facts(session, given), clock::now(), Mode::Commit, limits)
+    resume(snapshot, &facts(session, given), clock::now(), Mode::Commit, Some(earlier))
 }

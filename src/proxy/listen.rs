@@ -1,18 +1,19 @@
 //! Our own accept loop: connections are counted, and draining ends as soon as none is left.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::apps::ServerApp;
 use pingora::server::ShutdownWatch;
-use prometheus::IntGauge;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::stream::ClientStream;
+use crate::state::State;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -22,28 +23,64 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A client that connects and says nothing is let go after this long.
 const FIRST_BYTE: Duration = Duration::from_secs(60);
 
+/// Files that are neither a client's nor an upstream's connection: logs, databases, the admin side.
+const OTHER_FILES: u64 = 128;
+
 /// How many connections are open, and whether new ones are welcome.
 #[derive(Debug, Clone)]
 pub struct Connections {
+    state: Arc<State>,
     open: Arc<watch::Sender<usize>>,
-    gauge: IntGauge,
     drain: watch::Sender<bool>,
+    /// Where `overload.max_connections` is not set.
+    most: usize,
 }
 
 /// One open connection; dropping it closes the account.
 #[derive(Debug)]
-pub struct Open(Connections);
+pub struct Open {
+    connections: Connections,
+    /// The client, if connections are counted for it.
+    client: Option<IpAddr>,
+}
+
+/// Lets the process open as many files as the system allows it; how many these are.
+fn files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let (Some(soft), Some(hard)) = (limit.current, limit.maximum) else { return u64::MAX };
+    match soft < hard && setrlimit(Resource::Nofile, Rlimit { current: Some(hard), maximum: Some(hard) }).is_ok() {
+        true => hard,
+        false => soft,
+    }
+}
 
 impl Connections {
-    /// None yet. `gauge` shows them.
-    pub fn new(gauge: IntGauge) -> Self {
-        Self { open: Arc::new(watch::Sender::new(0)), gauge, drain: watch::Sender::new(false) }
+    /// None yet.
+    pub fn new(state: Arc<State>) -> Self {
+        // A client's connection needs another one, to an upstream.
+        let most = usize::try_from(files().saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX).max(1);
+        Self { state, open: Arc::new(watch::Sender::new(0)), drain: watch::Sender::new(false), most }
     }
 
-    fn open(&self) -> Open {
+    /// One more, unless there are too many. Each thread accepts for itself: in a rush a few more may get in.
+    fn open(&self, peer: IpAddr) -> Option<Open> {
+        let live = self.state.live.load();
+        let overload = &live.snapshot.overload;
+        let most = overload.connections.map_or(self.most, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        let mut client = None;
+        let mut room = self.count() < most;
+        if let Some(most) = overload.connections_per_client.filter(|_| room && !live.snapshot.trust.trusts(peer.to_canonical())) {
+            let network = overload.prefixes.network(peer.to_canonical());
+            room = overload.load.peers.take(network, most);
+            client = room.then_some(network);
+        }
+        if !room {
+            self.state.metrics.connection_shed();
+            return None;
+        }
         self.open.send_modify(|n| *n += 1);
-        self.gauge.inc();
-        Open(self.clone())
+        self.state.metrics.connections.inc();
+        Some(Open { connections: self.clone(), client })
     }
 
     /// No new connections from now on; open ones end after their request.
@@ -70,8 +107,11 @@ impl Connections {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.open.send_modify(|n| *n = n.saturating_sub(1));
-        self.0.gauge.dec();
+        if let Some(client) = self.client {
+            self.connections.state.memory.load.peers.give_back(client);
+        }
+        self.connections.open.send_modify(|n| *n = n.saturating_sub(1));
+        self.connections.state.metrics.connections.dec();
     }
 }
 
@@ -120,7 +160,9 @@ where
         tracing::debug!(%error, "a connection was lost after it was accepted");
         return;
     }
-    let mut stream = ClientStream::new(tcp, peer, connections.open());
+    // Whoever finds no room is told at once: a connection that nobody answers would wait for nothing.
+    let Some(open) = connections.open(peer.ip()) else { return };
+    let mut stream = ClientStream::new(tcp, peer, open);
     let app = app.clone();
     let mut draining = connections.draining();
     pingora_runtime::current_handle().spawn(async move {

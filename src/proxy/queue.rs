@@ -1,9 +1,16 @@
 //! The short queue of requests for which every upstream is at its limit.
+//!
+//! A queue takes up bursts. One that never empties only makes everybody wait: after CoDel (RFC 8289, and Facebook's
+//! "Fail at Scale", 2015) whoever joins a queue in which somebody has waited for longer than its patience all the time
+//! gets a fraction of that patience.
 
 use tokio::time::timeout;
 
 use super::clock;
 use crate::upstream::{Attempt, Backends, Exhausted, Plan, Stop};
+
+/// In a queue that never empties, this part of the patience is left.
+const STANDING: u32 = 20;
 
 /// The next attempt; waits for a place if only limits speak against it, in the queue of the first region,
 /// but for a place in any of them.
@@ -16,7 +23,9 @@ pub async fn next(plan: &mut Plan, backends: Backends<'_>) -> Option<Attempt> {
     }
     let (_, region) = plan.candidates(backends.regions).next()?;
     let (size, longest) = region.queue;
-    let _place = region.state.wait(size)?;
+    let longest = if region.state.busy(began) > longest { longest / STANDING } else { longest };
+    // Where not all can wait, those wait who matter most.
+    let _place = region.state.wait(plan.share.of(size), began)?;
     let until = began.after(longest).min(plan.deadline);
     loop {
         // First listen, then look: a place that becomes free in between is not missed.

@@ -150,7 +150,7 @@ where
     W: Future<Output = ()> + Send + 'static,
 {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let connections = Connections::new(state.metrics.connections.clone());
+    let connections = Connections::new(state.clone());
     let mut server = Server::new_with_opt_and_conf(None, conf());
     server.bootstrap();
     for _ in 0..threads {

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use event_listener::Event;
 use serde::{Deserialize, Serialize};
 
+use crate::overload::adaptive::Adaptive;
 use crate::request::Moment;
 
 /// What was asked for a region.
@@ -101,6 +102,10 @@ pub struct RegionState {
     pub(super) in_flight: AtomicU32,
     /// Requests that wait for a place, in the queue of this region.
     waiting: AtomicU32,
+    /// Since when somebody waits, in milliseconds; 0 if nobody does.
+    busy_since: AtomicU64,
+    /// How many requests at once it can answer.
+    pub adaptive: Adaptive,
     /// Where all regions tell that a place became free: a request may wait for several.
     pub room: Arc<Room>,
     /// Tunnels into the region have to close: its grace after `drain` is over.
@@ -166,10 +171,21 @@ impl RegionState {
     }
 
     /// Joins the queue; nothing if `size` requests wait already.
-    pub fn wait(&self, size: u32) -> Option<Waiting<'_>> {
-        self.waiting.fetch_update(SeqCst, SeqCst, |n| (n < size).then_some(n + 1)).ok()?;
+    pub fn wait(&self, size: u32, now: Moment) -> Option<Waiting<'_>> {
+        let before = self.waiting.fetch_update(SeqCst, SeqCst, |n| (n < size).then_some(n + 1)).ok()?;
+        if before == 0 {
+            self.busy_since.store(now.millis().max(1), Relaxed);
+        }
         self.room.waiting.fetch_add(1, SeqCst);
         Some(Waiting(self))
+    }
+
+    /// For how long there has always been somebody who waits.
+    pub fn busy(&self, now: Moment) -> Duration {
+        match self.busy_since.load(Relaxed) {
+            0 => Duration::ZERO,
+            since => now.since(Moment(Duration::from_millis(since))),
+        }
     }
 
     /// A request left.
@@ -197,7 +213,9 @@ impl RegionState {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, SeqCst);
+        if self.0.waiting.fetch_sub(1, SeqCst) == 1 {
+            self.0.busy_since.store(0, Relaxed);
+        }
         self.0.room.waiting.fetch_sub(1, SeqCst);
     }
 }
@@ -264,9 +282,11 @@ mod tests {
     #[test]
     fn the_queue_is_bounded() {
         let state = RegionState::default();
-        let first = state.wait(1);
-        assert!(first.is_some() && state.wait(1).is_none() && state.wait(0).is_none());
+        let first = state.wait(1, at(5));
+        assert!(first.is_some() && state.wait(1, at(6)).is_none() && state.wait(0, at(6)).is_none());
+        assert_eq!(state.busy(at(7)), Duration::from_secs(2));
         drop(first);
-        assert!(state.wait(1).is_some());
+        assert_eq!(state.busy(at(8)), Duration::ZERO);
+        assert!(state.wait(1, at(9)).is_some());
     }
 }

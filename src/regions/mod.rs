@@ -15,6 +15,8 @@ use std::time::Duration;
 use crate::client::atlas::Point;
 use crate::config::HealthCheck;
 use crate::config::units::UpstreamUrl;
+use crate::overload::Share;
+use crate::overload::adaptive::Bounds;
 use crate::request::Moment;
 use balance::Balance;
 use control::RegionState;
@@ -42,6 +44,8 @@ pub struct Region {
     pub affinity: Option<Affinity>,
     /// Bounds of the requests at once.
     pub limits: Limits,
+    /// Between what the bound moves that is found out.
+    pub adaptive: Option<Bounds>,
     /// Requests that may wait for a place, and how long.
     pub queue: (u32, Duration),
     /// What comes back gets its full share after this long.
@@ -153,6 +157,16 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Region {
+    /// Its bounds at the moment, for requests that may fill this part of them.
+    pub fn bounds(&self, share: Share) -> Limits {
+        let found = self.adaptive.map(|bounds| self.state.adaptive.limit(bounds));
+        let hard = match (self.limits.hard, found) {
+            (Some(hard), Some(found)) => Some(hard.min(found)),
+            (hard, found) => hard.or(found),
+        };
+        Limits { hard: hard.map(|hard| share.of(hard)), soft: self.limits.soft.map(|soft| share.of(soft)) }
+    }
+
     /// How much of it is usable, and how much of that an operator leaves it. Backups count once nothing else
     /// is usable.
     pub fn capacity(&self, now: Moment) -> Capacity {
@@ -258,6 +272,7 @@ pub(crate) mod fixtures {
             location: None,
             balance: Balance::RoundRobin,
             affinity: None,
+            adaptive: None,
             limits: Limits::default(),
             queue: (0, Duration::ZERO),
             slow_start: Duration::ZERO,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::limits::seconds;
+use crate::overload::Shed;
 use crate::upstream::{Failure, Plan, Stop};
 use crate::waf::challenge::Wrong;
 
@@ -41,6 +42,11 @@ pub enum Refusal {
     },
     /// Every upstream that might answer is at its limit, and the queue is full or too slow.
     Overloaded,
+    /// There is too much at once.
+    Shed {
+        /// Of what.
+        reason: Shed,
+    },
     /// An upstream asked for a replay that cannot be done.
     ReplayRefused {
         /// Why.
@@ -106,6 +112,15 @@ impl Refusal {
         }
     }
 
+    /// Was it let go because there was too much at once?
+    pub fn shed(self) -> Option<Shed> {
+        match self {
+            Self::Shed { reason } => Some(reason),
+            Self::Overloaded => Some(Shed::Region),
+            _ => None,
+        }
+    }
+
     /// The status code.
     pub fn status(self) -> u16 {
         match self {
@@ -115,7 +130,7 @@ impl Refusal {
             Self::AllRegionsUnavailable { .. } => 503,
             Self::DeadlineExceeded { .. } => 504,
             Self::GivenUp { status, retry_after: _ } => status,
-            Self::Overloaded => 503,
+            Self::Overloaded | Self::Shed { .. } => 503,
             Self::ReplayRefused { .. } => 502,
             Self::NotRepeated { failure } if failure.is_timeout() => 504,
             Self::NotRepeated { .. } => 502,
@@ -139,7 +154,7 @@ impl Refusal {
             Self::GivenUp { .. } => "The origin failed\n",
             Self::NotRepeated { failure } if failure.is_timeout() => "The origin took too long\n",
             Self::NotRepeated { .. } => "The origin failed\n",
-            Self::Overloaded => "Too many requests are being served\n",
+            Self::Overloaded | Self::Shed { .. } => "Too many requests are being served\n",
             Self::ReplayRefused { .. } => "The origin's replay cannot be done\n",
             Self::Blocked { .. } => "Forbidden\n",
             Self::OverLimit { .. } => "Rate limit exceeded",
@@ -154,7 +169,7 @@ impl Refusal {
     /// `Retry-After` in whole seconds, rounded up.
     pub fn retry_after(self) -> Option<u64> {
         match self {
-            Self::Overloaded | Self::LimitUnavailable => Some(1),
+            Self::Overloaded | Self::Shed { .. } | Self::LimitUnavailable => Some(1),
             Self::AllRegionsUnavailable { retry_after, .. }
             | Self::OverLimit { retry_after, .. }
             | Self::GivenUp { retry_after: Some(retry_after), .. } => Some(seconds(retry_after)),
@@ -184,7 +199,7 @@ impl Refusal {
             Self::DeadlineExceeded { failure: f } => failure(f, "http_response_timeout"),
             Self::GivenUp { .. } => "destination_unavailable",
             Self::NotRepeated { failure } => failure.proxy_status(),
-            Self::Overloaded => "connection_limit_reached",
+            Self::Overloaded | Self::Shed { .. } => "connection_limit_reached",
             Self::ReplayRefused { .. } => "http_protocol_error",
             Self::Blocked { .. } | Self::Challenged { .. } | Self::ChallengeFailed { .. } | Self::OverLimit { .. } => {
                 "http_request_denied"

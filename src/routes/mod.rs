@@ -3,6 +3,7 @@
 pub mod budget;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
@@ -27,6 +28,8 @@ pub struct Route {
     pub filter: Option<Filter>,
     /// Clients to regions.
     pub steering: Steering,
+    /// Requests at once, and how many there may be.
+    pub bound: Option<(Arc<AtomicU32>, u32)>,
     /// How long to wait for what.
     pub timeouts: Timeouts,
     /// What is tried again.

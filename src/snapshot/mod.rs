@@ -1,6 +1,7 @@
 //! What can run: a [`Config`] made whole and immutable, or every problem at once.
 
 mod limits;
+mod overload;
 mod regions;
 mod routes;
 mod rules;
@@ -21,6 +22,7 @@ use crate::key_path;
 use crate::limits::Limits;
 use crate::lists::{Lists, Told};
 use crate::memory::Memory;
+use crate::overload::Overload;
 use crate::regions::{Identity, Region, RegionId, Upstream};
 use crate::routes::{Route, RouteId, Router};
 use crate::signing::Key;
@@ -66,6 +68,8 @@ pub struct Snapshot {
     pub waf: Waf,
     /// How often.
     pub limits: Limits,
+    /// How much at once.
+    pub overload: Overload,
     /// The regions; [`RegionId`] is a position here.
     pub regions: Box<[Region]>,
     /// The routes; [`RouteId`] is a position here.
@@ -116,6 +120,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         transforms,
         waf,
         limits,
+        overload,
         cluster,
         access_log,
         shutdown,
@@ -188,6 +193,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     let transforms = compiler.transforms(redirects, transforms);
     let waf = compiler.waf(waf);
     let limits = compiler.limits(limits, cluster.is_some());
+    let overload = compiler.overload(overload, limits.prefixes);
 
     if compiler.problems.iter().any(Problem::is_error) {
         return Err(compiler.problems);
@@ -203,6 +209,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         transforms,
         waf,
         limits,
+        overload,
         regions,
         routes,
         router,

@@ -16,7 +16,7 @@ impl<'a> Compiler<'a> {
     pub(super) fn region(&mut self, name: &'a Name, region: &config::Region) -> Region {
         let path = key_path!["regions", name];
         // Exhaustive, so that a new key must be handled here.
-        let config::Region { upstreams, location, health_check, balance, affinity, max_requests, soft_limit, queue, slow_start } =
+        let config::Region { upstreams, location, health_check, balance, affinity, max_requests, soft_limit, adaptive, queue, slow_start } =
             region;
         let check = health_check.as_ref().map(|config| self.check(&path.join("health_check"), config));
         let upstreams: Box<[Upstream]> = upstreams
@@ -33,10 +33,11 @@ impl<'a> Compiler<'a> {
             self.error(path.join("upstreams"), "every upstream of this region is a backup");
         }
         let limits = self.bounds(&path, *max_requests, *soft_limit);
-        let bounded = limits.hard.is_some() || upstreams.iter().any(|u| u.limits.hard.is_some());
+        let adaptive = self.adaptive(&path, *adaptive);
+        let bounded = adaptive.is_some() || limits.hard.is_some() || upstreams.iter().any(|u| u.limits.hard.is_some());
         if *queue != config::Queue::default() && !bounded {
             let problem = Problem::error(path.join("queue"), "`queue` has no effect here");
-            self.problems.push(problem.hint("set `max_requests`, for the region or for its upstreams"));
+            self.problems.push(problem.hint("set `adaptive`, or `max_requests` for the region or for its upstreams"));
         }
         Region {
             name: name.0.as_str().into(),
@@ -47,6 +48,7 @@ impl<'a> Compiler<'a> {
             balance: self.balance(&path.join("balance"), balance),
             affinity: affinity.as_ref().map(compiled_affinity),
             limits,
+            adaptive,
             queue: (queue.size, queue.timeout.0),
             slow_start: slow_start.0,
             check,

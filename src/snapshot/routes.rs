@@ -69,6 +69,7 @@ impl Compiler<'_> {
             paths: _,
             matches,
             steering,
+            max_requests,
             timeouts,
             retry,
             streaming,
@@ -88,6 +89,7 @@ impl Compiler<'_> {
         Route {
             filter,
             steering: self.steering(&path.join("steering"), &name, steering),
+            bound: max_requests.map(|most| (self.memory.route(&name), most)),
             timeouts: Timeouts { connect: connect.0, first_byte: first_byte.0, idle: idle.0, total: total.0 },
             retry: Retry {
                 attempts: attempts.and_then(|a| u8::try_from(a).ok()),

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::failure::{Failure, Stop};
-use super::plan::{PER_REGION, Plan};
+use super::plan::{Mode, PER_REGION, Plan};
 use crate::regions::balance::{Member, Members};
 use crate::regions::endpoint::{Endpoint, Standing};
-use crate::regions::steering::Why;
+use crate::regions::steering::{Order, Why};
 use crate::regions::{Region, RegionId, Room, Upstream};
 use crate::request::{Moment, mix};
 use crate::routes::Retry;
@@ -145,6 +145,15 @@ impl Plan {
         Ok(Choice { region: id, upstream: picked.upstream, endpoint, trial: picked.trial, shape: rank.shape })
     }
 
+    /// What the attempt under way tells of how many requests its region can answer.
+    pub(super) fn learn(&self, regions: &[Region], now: Moment) {
+        let Some(last) = self.tries.last().filter(|_| self.mode == Mode::Commit) else { return };
+        let Some(region) = regions.get(usize::from(last.region.0)) else { return };
+        if let Some(bounds) = region.adaptive {
+            region.state.adaptive.measured(now.since(last.started), region.state.in_flight(), bounds, now);
+        }
+    }
+
     /// In what shape an endpoint is, and whether choosing it is a trial; nothing if it is out of the question.
     /// `full` becomes true where only a limit speaks against it.
     fn shape(
@@ -169,8 +178,11 @@ impl Plan {
             Standing::Resting { until: _ } => (Shape::Resting, false),
             Standing::Ejected { until: _ } | Standing::Down => (Shape::Ejected, false),
         };
-        let room = region.limits.room(region.state.in_flight()).max(upstream.limits.room(endpoint.in_flight()));
-        let room = match room {
+        let own_room = region.bounds(self.share).room(region.state.in_flight());
+        if own_room == Room::None && self.mode == Mode::Commit {
+            region.state.adaptive.pressed();
+        }
+        let room = match own_room.max(upstream.limits.room(endpoint.in_flight())) {
             Room::Enough => Shape::Usable,
             Room::Little => Shape::Busy,
             Room::None => {
@@ -192,6 +204,14 @@ impl Plan {
             shape: Shape::Usable,
         })
     }
+}
+
+/// Is anything but `endpoint` usable among the candidates?
+pub(super) fn others_usable(regions: &[Region], order: &Order, endpoint: &Arc<Endpoint>, now: Moment) -> bool {
+    order.iter().filter_map(|c| regions.get(usize::from(c.region.0))).any(|region| {
+        let other = |u: &Upstream| u.state.endpoints().iter().any(|e| !Arc::ptr_eq(e, endpoint) && e.is_usable(now));
+        !region.state.is_away(now) && region.upstreams.iter().any(other)
+    })
 }
 
 /// An upstream whose name has no address: trying it fails at once, but says why.

@@ -6,9 +6,10 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::attempt::{Attempt, Exhausted, Outcome, Sent, Try, Verdict, cut};
-use super::choice::{Choice, Shape};
+use super::choice::{Choice, Shape, others_usable};
 use super::failure::{Failure, Stop};
 use super::replay::{Failed, Fallback, MAX_REPLAYS, Replay};
+use crate::overload::Share;
 use crate::regions::balance::Balance;
 use crate::regions::endpoint::{Endpoint, Slot, Standing};
 use crate::regions::steering::{Candidate, Order, Steering, Why};
@@ -60,6 +61,8 @@ pub struct Start {
     pub patience: Patience,
     /// Its time to first byte tells something of the upstream.
     pub measures: bool,
+    /// The part of bounds that such requests may fill.
+    pub share: Share,
     /// A random number.
     pub chance: u64,
     /// Traffic or `explain`.
@@ -116,6 +119,8 @@ pub struct Plan {
     pub(super) keys: SmallVec<[(RegionId, u64); 2]>,
     /// Attempts before a replay do not count.
     pub(super) counts_from: usize,
+    /// The part of bounds that such requests may fill.
+    pub share: Share,
     pub(super) chance: u64,
     pub(super) mode: Mode,
     measures: bool,
@@ -149,7 +154,7 @@ pub struct Replays {
 impl Plan {
     /// A plan with nothing tried yet.
     pub fn new(start: Start, timeouts: Timeouts, retry: &Retry, now: Moment) -> Self {
-        let Start { order, moved, pin, keys, may_repeat, patience, measures, chance, mode } = start;
+        let Start { order, moved, pin, keys, may_repeat, patience, measures, share, chance, mode } = start;
         if mode == Mode::Commit {
             retry.budget.request(now);
         }
@@ -166,6 +171,7 @@ impl Plan {
             pinned_only: false,
             keys,
             counts_from: 0,
+            share,
             chance,
             mode,
             measures,
@@ -250,7 +256,7 @@ impl Plan {
             let Some(endpoint) = &choice.endpoint else { break };
             let claimed = !choice.trial || endpoint.health.claim_trial(now);
             if claimed {
-                self.slot = Slot::take(endpoint, limit, &region.state, region.limits.hard);
+                self.slot = Slot::take(endpoint, limit, &region.state, region.bounds(self.share).hard);
                 if self.slot.is_some() {
                     if region.balance == Balance::RoundRobin {
                         region.state.turn();
@@ -317,6 +323,7 @@ impl Plan {
             && let Some((took, endpoint)) = first_byte.zip(self.endpoint())
         {
             endpoint.measured(took, now);
+            self.learn(backends.regions, now);
         }
         // An upstream that comes back is told at once; otherwise the body's end decides.
         let on_trial = self.tries.last().is_some_and(|t| t.trial);
@@ -339,6 +346,9 @@ impl Plan {
             last.stale = stale;
         }
         let innocent = stale || slow_client || cut;
+        if failure.is_timeout() && !innocent {
+            self.learn(backends.regions, now);
+        }
         self.finish(backends.regions, Outcome::Failed(failure), (!innocent).then_some(false), now);
         let verdict = self.verdict(backends, failure, sent, now);
         if let Verdict::Final(stop) = verdict {
@@ -599,14 +609,6 @@ impl Plan {
     }
 }
 
-/// Is anything but `endpoint` usable among the candidates?
-fn others_usable(regions: &[Region], order: &Order, endpoint: &Arc<Endpoint>, now: Moment) -> bool {
-    order.iter().filter_map(|c| regions.get(usize::from(c.region.0))).any(|region| {
-        let other = |u: &Upstream| u.state.endpoints().iter().any(|e| !Arc::ptr_eq(e, endpoint) && e.is_usable(now));
-        !region.state.is_away(now) && region.upstreams.iter().any(other)
-    })
-}
-
 /// An upstream by region and position.
 pub fn upstream(regions: &[Region], region: RegionId, position: u16) -> Option<&Upstream> {
     regions.get(usize::from(region.0))?.upstreams.get(usize::from(position))
@@ -659,6 +661,7 @@ mod tests {
             may_repeat: true,
             patience: Patience::FirstByte,
             measures: true,
+            share: Share::ALL,
             chance: 7,
             mode: Mode::Commit,
         }

@@ -343,7 +343,7 @@ impl Portolan {
             Err(other) => panic!("{other}"),
         };
         state.resolver.resolve_new(&state.memory.upstreams()).await;
-        let connections = listen::Connections::new(state.metrics.connections.clone());
+        let connections = listen::Connections::new(state.clone());
         let app = server::app(state.clone());
         let mut tasks = Vec::new();
         let mut address = None;
@@ -434,7 +434,7 @@ pub fn whole(yaml: &str) -> String {
     if !yaml.contains("access_log:") {
         text.push_str("access_log: { path: \"off\" }\n");
     }
-    if !yaml.contains("client:") {
+    if !yaml.lines().any(|line| line.starts_with("client:")) {
         text.push_str(&format!("client: {{ trusted_proxies: [127.0.0.0/8], country_database: {} }}\n", database()));
     }
     text.push_str(yaml);

@@ -20,6 +20,7 @@ mod lists;
 mod mmdb;
 mod names;
 mod orders;
+mod overload;
 mod process;
 mod real_servers;
 mod regions;
