@@ -90,7 +90,8 @@ impl Compiler<'_> {
             None => Some(None),
             Some(source) => self.counting(&at.join("counting_expression"), source).map(Some),
         };
-        let by: Option<Vec<Scalar>> = by.iter().enumerate().map(|(i, by)| self.by(&at.join("by").join(i), by)).collect();
+        // Every one is looked at, also after one that is wrong.
+        let by: Vec<Option<Scalar>> = by.iter().enumerate().map(|(i, by)| self.by(&at.join("by").join(i), by)).collect();
         let late = cost_header.is_some() || matches!(counting, Some(Some(Counting::Response(_))));
         if *only_misses && late {
             let problem = Problem::error(at.join("only_misses"), "what the cache answers has no response of the origin's");
@@ -109,7 +110,7 @@ impl Compiler<'_> {
             id: id.0.as_str().into(),
             number,
             filter: filter?,
-            by: by?.into(),
+            by: by.into_iter().collect::<Option<_>>()?,
             quota: Quota { algorithm, requests: *requests, period: period.0 },
             counting: counting?,
             only_misses: *only_misses,
@@ -164,6 +165,11 @@ impl Compiler<'_> {
                 "asn" => ("ip.src.asnum".to_owned(), false),
                 "host" => ("http.host".to_owned(), false),
                 "path" => ("http.request.uri.path".to_owned(), false),
+                "ja4" => {
+                    let problem = Problem::error(at.clone(), "`ja4` is not in this version");
+                    self.problems.push(problem.hint("it is a fingerprint of TLS, which listeners do not have yet"));
+                    return None;
+                }
                 other => (other.to_owned(), true),
             },
             typed::By::Part(typed::ByPart { header, cookie, query }) => {
