@@ -6,9 +6,9 @@
 //! ```text
 //!              config ──► snapshot                       (made whole before any request sees it)
 //!                            │
-//!  client ─► proxy ─► decide ┴► client ► routes ► regions ► upstream ─► proxy ─► origin
-//!   ▲          │                                               ▲          │
-//!   └─ respond ◄───────────── observe ◄── state ◄──────────────┴──────────┘
+//!  client ─► proxy ─► decide ┴► client ► transforms ► routes ► overload ► waf ► limits ► regions ► upstream ─► proxy ─► origin
+//!   ▲          │                                                                                    ▲          │
+//!   └─ respond ◄───────────── observe ◄── state ◄───────────────────────────────────────────────────┴──────────┘
 //! ```
 //!
 //! `decide` and everything it calls take values and return values; sockets are `proxy`'s, the work in

@@ -23,6 +23,8 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Open client connections.
     pub connections: i64,
+    /// The cluster's Redis can be reached; nothing without a cluster.
+    pub cluster_connected: Option<bool>,
     /// The configuration in force and how the last reload went.
     pub config: ConfigStatus,
     /// The country database, if there is one.
@@ -134,6 +136,7 @@ impl Status {
             started: time(state.started),
             uptime_seconds: state.started.elapsed().unwrap_or_default().as_secs(),
             connections: state.metrics.connections.get(),
+            cluster_connected: state.cluster.as_ref().map(|cluster| cluster.is_connected()),
             config: ConfigStatus {
                 generation: reload.generation,
                 last_reload_successful: reload.successful,

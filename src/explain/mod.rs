@@ -38,6 +38,8 @@ pub struct Explanation {
     pub route: Option<Route>,
     /// The conditions of redirects and transforms.
     pub conditions: Vec<RuleSeen>,
+    /// How important it is, where there are classes.
+    pub class: Option<String>,
     /// What rules made of it.
     pub firewall: Firewall,
     /// What limits made of it; nothing is spent by asking.
@@ -236,6 +238,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         country,
         route,
         conditions,
+        class: decision.route.and_then(|_| class(snapshot, decision.class)),
         firewall,
         limits,
         transforms,
@@ -261,6 +264,13 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         explanation.attempts = plan.tries.iter().map(|t| attempt(snapshot, t)).collect();
     }
     Ok(explanation)
+}
+
+/// The class of a request, and what it may fill.
+fn class(snapshot: &Snapshot, position: u8) -> Option<String> {
+    let classes = &snapshot.overload.classes;
+    let class = classes.get(usize::from(position)).filter(|_| classes.len() > 1)?;
+    Some(format!("{}: may fill {} % of every bound", class.name, class.share.0))
 }
 
 fn client_because(snapshot: &Snapshot, client: &ClientAddress) -> String {

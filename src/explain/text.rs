@@ -35,6 +35,9 @@ impl fmt::Display for Explanation {
             }
             None => row("route", "none", "no route matches this host and path")?,
         }
+        if let Some(class) = &self.class {
+            row("class", class, "")?;
+        }
         let Firewall { threat_score, rules, managed } = &self.firewall;
         let (before, custom) = (self.conditions.iter().enumerate(), rules.iter().enumerate());
         for (label, (i, rule)) in before.map(|r| ("asked", r)).chain(custom.map(|r| ("rules", r))) {

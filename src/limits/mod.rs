@@ -524,9 +524,9 @@ impl Limit {
         self.cost_header.is_some() || matches!(self.counting, Some(Counting::Response(_)))
     }
 
-    /// Do nodes tell each other what they counted? Of a strict one Redis knows.
+    /// Do nodes tell each other what they counted? Of a strict one too: Redis may fail, or be late.
     fn is_shared(&self) -> bool {
-        !self.strict && self.quota.algorithm == Algorithm::Sliding
+        self.quota.algorithm == Algorithm::Sliding
     }
 
     /// Does it refuse nobody?

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  set ─┬─ line 0: lock, 15 tags
-//!       └─ lines 1 to 15: one client each        a decision touches two lines of the processor's cache
+//!       └─ lines 1 to 15: one client each        a decision waits for one line of the processor's cache, mostly
 //! ```
 //!
 //! A key's hash says which set, and is kept whole (64 bits), so that two clients share a counter once in 2^60. The
@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::quota::Count;
 use crate::request::Moment;
@@ -148,27 +148,48 @@ fn moment(ticks: u32) -> Moment {
     Moment(Duration::from_nanos(u64::from(ticks) * (1_000_000_000 / TICKS)))
 }
 
-#[derive(Debug)]
-struct Set {
-    tags: [u32; WAYS],
-    entries: [Entry; WAYS],
-}
-
-impl Default for Set {
-    fn default() -> Self {
-        Self { tags: [0; WAYS], entries: [Entry::default(); WAYS] }
-    }
-}
-
-/// On lines of the processor's cache.
+/// A line of the processor's cache for all tags, and one for each client.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Aligned(Mutex<Set>);
+struct Set {
+    /// Whoever has this lock has the set.
+    tags: Mutex<[u32; WAYS]>,
+    entries: [Line; WAYS],
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line(Mutex<Entry>);
+
+impl Set {
+    /// The place where a client stands if it can: it is where one looks first.
+    fn preferred(tag: u32) -> usize {
+        tag as usize % WAYS
+    }
+
+    /// Locks the set. What is likely to be needed is fetched at the same time: taking a lock waits for the line that it
+    /// is in, and a line that is asked for only then is waited for once more.
+    fn lock(&self, tag: u32) -> MutexGuard<'_, [u32; WAYS]> {
+        let likely = self.entries.get(Self::preferred(tag)).map(|line| line.0.is_locked());
+        std::hint::black_box((self.tags.is_locked(), likely));
+        self.tags.lock()
+    }
+
+    /// A client's entry, if it has one. `tags` are the set's.
+    fn find(&self, tags: &[u32; WAYS], tag: u32, upper: u32) -> Option<MutexGuard<'_, Entry>> {
+        let first = Self::preferred(tag);
+        let others = (0..WAYS).filter(|way| *way != first);
+        std::iter::once(first).chain(others).filter(|way| tags.get(*way) == Some(&tag)).find_map(|way| {
+            let entry = self.entries.get(way)?.0.lock();
+            (entry.upper == upper).then_some(entry)
+        })
+    }
+}
 
 /// The table.
 #[derive(Debug)]
 pub struct Table {
-    sets: Box<[Aligned]>,
+    sets: Box<[Set]>,
     entries: AtomicU64,
     evicted: [AtomicU64; 2],
 }
@@ -189,14 +210,14 @@ pub struct Fill {
 impl Table {
     /// A table of at most `memory` bytes, and at least one set.
     pub fn new(memory: u64) -> Self {
-        let sets = usize::try_from(memory).unwrap_or(usize::MAX) / size_of::<Aligned>();
-        let sets = (0..sets.max(1)).map(|_| Aligned::default()).collect();
+        let sets = usize::try_from(memory).unwrap_or(usize::MAX) / size_of::<Set>();
+        let sets = (0..sets.max(1)).map(|_| Set::default()).collect();
         Self { sets, entries: AtomicU64::new(0), evicted: Default::default() }
     }
 
     /// Bytes that it takes.
     pub fn memory(&self) -> u64 {
-        (self.sets.len() * size_of::<Aligned>()) as u64
+        (self.sets.len() * size_of::<Set>()) as u64
     }
 
     /// How full it is.
@@ -210,42 +231,39 @@ impl Table {
         }
     }
 
-    fn place(&self, handle: Handle) -> (Option<&Mutex<Set>>, u32, u32) {
+    fn place(&self, handle: Handle) -> (Option<&Set>, u32, u32) {
         let (upper, tag) = ((handle.0 >> 32) as u32, (handle.0 as u32).max(1));
         let set = (u64::from(upper) * self.sets.len() as u64) >> 32;
-        (self.sets.get(set as usize).map(|set| &set.0), upper, tag)
+        (self.sets.get(set as usize), upper, tag)
     }
 
     /// What is known of a client, changed by `change`; a place is made for it if there is none.
     pub fn with<T>(&self, handle: Handle, limit: u16, now: Moment, change: impl FnOnce(&mut Entry) -> T) -> T {
         let (Some(set), upper, tag) = self.place(handle) else { return change(&mut Entry::default()) };
-        let mut set = set.lock();
-        let Set { tags, entries } = &mut *set;
-        let mut known = tags.iter().zip(entries.iter_mut()).filter(|(known, _)| **known == tag).map(|(_, entry)| entry);
-        if let Some(entry) = known.find(|entry| entry.upper == upper) {
-            return change(entry);
+        let mut tags = set.lock(tag);
+        if let Some(mut entry) = set.find(&tags, tag, upper) {
+            return change(&mut entry);
         }
-        let worst = entries.iter().enumerate().zip(tags.iter()).min_by_key(|((_, entry), tag)| {
-            let used = **tag != 0;
-            (used, if used { entry.worth(now) } else { (false, 0) })
-        });
-        let at = worst.map_or(0, |((at, _), _)| at);
-        match (entries.get_mut(at), tags.get_mut(at)) {
-            (Some(entry), Some(known)) => {
-                match entry.worth(now) {
-                    _ if *known == 0 => drop(self.entries.fetch_add(1, Relaxed)),
-                    (false, 0) => {}
-                    (penalised, _) => {
-                        let [evicted, pardoned] = &self.evicted;
-                        if penalised { pardoned } else { evicted }.fetch_add(1, Relaxed);
-                    }
-                }
-                *known = tag;
-                *entry = Entry { upper, limit, ..Entry::default() };
-                change(entry)
-            }
-            _ => change(&mut Entry::default()),
+        // Empty, over, least counted; of equals where it is looked for first.
+        let first = Set::preferred(tag);
+        let worth = |way: usize| {
+            let used = tags.get(way).is_some_and(|tag| *tag != 0);
+            let worth = set.entries.get(way).filter(|_| used).map(|line| line.0.lock().worth(now));
+            (worth.is_some_and(|(penalised, _)| penalised), worth.map_or(0, |(_, weight)| weight), way != first)
+        };
+        let (way, (penalised, weight, _)) =
+            (0..WAYS).map(|way| (way, worth(way))).min_by_key(|(_, worth)| *worth).unwrap_or_default();
+        let (Some(known), Some(line)) = (tags.get_mut(way), set.entries.get(way)) else { return change(&mut Entry::default()) };
+        if *known == 0 {
+            self.entries.fetch_add(1, Relaxed);
+        } else if penalised || weight > 0 {
+            let [evicted, pardoned] = &self.evicted;
+            if penalised { pardoned } else { evicted }.fetch_add(1, Relaxed);
         }
+        *known = tag;
+        let mut entry = line.0.lock();
+        *entry = Entry { upper, limit, ..Entry::default() };
+        change(&mut entry)
     }
 
     /// What is known of a client, if anything.
@@ -256,19 +274,20 @@ impl Table {
     /// Changes what is known of a client, if anything.
     pub fn change<T>(&self, handle: Handle, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         let (set, upper, tag) = self.place(handle);
-        let mut set = set?.lock();
-        let Set { tags, entries } = &mut *set;
-        let mut known = tags.iter().zip(entries.iter_mut()).filter(|(known, _)| **known == tag).map(|(_, entry)| entry);
-        known.find(|entry| entry.upper == upper).map(change)
+        let set = set?;
+        let tags = set.lock(tag);
+        let mut entry = set.find(&tags, tag, upper)?;
+        Some(change(&mut entry))
     }
 
     /// Calls `each` with every client that something is known of, one set at a time.
     pub fn each(&self, now: Moment, mut each: impl FnMut(Handle, &Entry)) {
         for set in &self.sets {
-            let set = set.0.lock();
-            for (tag, entry) in set.tags.iter().zip(&set.entries) {
-                if *tag != 0 && !entry.is_over(now) {
-                    each(Handle(u64::from(entry.upper) << 32 | u64::from(*tag)), entry);
+            let tags = set.tags.lock();
+            for (tag, line) in tags.iter().zip(&set.entries).filter(|(tag, _)| **tag != 0) {
+                let entry = line.0.lock();
+                if !entry.is_over(now) {
+                    each(Handle(u64::from(entry.upper) << 32 | u64::from(*tag)), &entry);
                 }
             }
         }
@@ -277,14 +296,14 @@ impl Table {
     /// Forgets everything.
     pub fn clear(&self) {
         for set in &self.sets {
-            *set.0.lock() = Set::default();
+            *set.tags.lock() = [0; WAYS];
         }
         self.entries.store(0, Relaxed);
     }
 }
 
-/// A line of the cache: 64 bytes.
-const _: () = assert!(size_of::<Entry>() == 64 && size_of::<Aligned>() == 1024);
+/// What was meant by lines and sets.
+const _: () = assert!(size_of::<Line>() == 64 && size_of::<Set>() == 1024);
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,8 @@
 //! "Fail at Scale", 2015) whoever joins a queue in which somebody has waited for longer than its patience all the time
 //! gets a fraction of that patience.
 
+use std::time::Duration;
+
 use tokio::time::timeout;
 
 use super::clock;
@@ -23,7 +25,7 @@ pub async fn next(plan: &mut Plan, backends: Backends<'_>) -> Option<Attempt> {
     }
     let (_, region) = plan.candidates(backends.regions).next()?;
     let (size, longest) = region.queue;
-    let longest = if region.state.busy(began) > longest { longest / STANDING } else { longest };
+    let longest = patience(longest, region.state.busy(began));
     // Where not all can wait, those wait who matter most.
     let _place = region.state.wait(plan.share.of(size), began)?;
     let until = began.after(longest).min(plan.deadline);
@@ -41,5 +43,23 @@ pub async fn next(plan: &mut Plan, backends: Backends<'_>) -> Option<Attempt> {
         }
         // When the time is over it looks once more.
         let _ = timeout(left, freed).await;
+    }
+}
+
+/// How long a request may wait in a queue in which somebody has always waited for as long as `busy`.
+fn patience(longest: Duration, busy: Duration) -> Duration {
+    if busy > longest { longest / STANDING } else { longest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_never_empties_is_left_soon() {
+        let second = Duration::from_secs(1);
+        assert_eq!(patience(second, Duration::ZERO), second);
+        assert_eq!(patience(second, second), second, "a burst may take all of it");
+        assert_eq!(patience(second, second * 2), Duration::from_millis(50));
     }
 }

@@ -9,7 +9,7 @@ local counts, sum = {}, 0
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
   local number, count = tonumber(all[i]), tonumber(all[i + 1])
-  if number <= bucket - 11 then
+  if number <= bucket - 10 then
     redis.call('HDEL', KEYS[1], all[i])
   else
     counts[#counts + 1] = { number, count }
@@ -18,13 +18,13 @@ for i = 1, #all, 2 do
 end
 if sum < most then
   redis.call('HINCRBY', KEYS[1], bucket, 1)
-  redis.call('PEXPIRE', KEYS[1], 11 * width)
-  return { 1, most - sum, 0, (bucket + 11) * width - now }
+  redis.call('PEXPIRE', KEYS[1], 10 * width)
+  return { 1, most - sum, 0, (bucket + 10) * width - now }
 end
 table.sort(counts, function(a, b) return a[1] < b[1] end)
 local excess, wait, reset = sum + 1 - most, 0, 0
 for _, count in ipairs(counts) do
-  reset = (count[1] + 11) * width - now
+  reset = (count[1] + 10) * width - now
   if excess > 0 then
     wait = reset
     excess = excess - count[2]
