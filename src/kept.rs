@@ -54,7 +54,10 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()
     std::fs::File::open(dir)?.sync_all()
 }
 
+/// The last moment that has a date of four digits: 9999-12-31T23:59:59Z.
+const LAST: u64 = 253_402_300_799_000;
+
 /// Milliseconds since 1970 as a date.
 pub fn rfc3339(unix: u64) -> String {
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix)).to_string()
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(unix.min(LAST))).to_string()
 }

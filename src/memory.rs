@@ -34,6 +34,7 @@ pub struct Memory {
     pub load: Arc<Load>,
     /// What limits remember; there once there is a limit.
     ledger: OnceLock<Arc<Ledger>>,
+    settled: OnceLock<(u64, bool)>,
     room: Arc<Room>,
     upstreams: Mutex<HashMap<UpstreamUrl, Arc<UpstreamState>>>,
     regions: Mutex<HashMap<Box<str>, Arc<RegionState>>>,
@@ -51,6 +52,7 @@ impl Memory {
             challenges: Arc::default(),
             load: Arc::default(),
             ledger: OnceLock::new(),
+            settled: OnceLock::new(),
             room: Arc::default(),
             upstreams: Mutex::default(),
             regions: Mutex::default(),
@@ -59,9 +61,14 @@ impl Memory {
         }
     }
 
-    /// What limits remember, of at most `memory` bytes; `shared`: there are other nodes. Both are settled by the first
-    /// who asks.
-    pub fn ledger(&self, memory: u64, shared: bool) -> Arc<Ledger> {
+    /// Limits remember in at most `memory` bytes; `shared`: there are other nodes. The first who says so settles it.
+    pub fn settle(&self, memory: u64, shared: bool) {
+        self.settled.get_or_init(|| (memory, shared));
+    }
+
+    /// What limits remember. The memory is taken now, unless it was before.
+    pub fn ledger(&self) -> Arc<Ledger> {
+        let (memory, shared) = self.settled.get().copied().unwrap_or_default();
         self.ledger.get_or_init(|| Arc::new(Ledger::new(memory, &self.key, shared))).clone()
     }
 

@@ -31,6 +31,8 @@ const SHORTEST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(72 * 3600);
 /// What takes longer to leave is no evacuation.
 const LONGEST_RAMP: Duration = Duration::from_secs(3600);
+/// Clocks of nodes differ by less than this.
+const AHEAD: Duration = Duration::from_secs(3600);
 /// Reasons are cut after so many characters.
 const REASON: usize = 500;
 const FILE: &str = "regions.json";
@@ -40,10 +42,21 @@ const SECRET: &str = "secret";
 #[derive(Debug)]
 pub struct Orders {
     dir: Option<PathBuf>,
-    /// One change at a time. Inside: when the last order for each region was given, in milliseconds since 1970.
-    turn: Mutex<BTreeMap<String, u64>>,
+    /// One change at a time. Inside: when the last order for each region was given.
+    turn: Mutex<BTreeMap<String, Given>>,
+    /// Stands for this process among others.
+    node: String,
     /// An order was given here.
     pub changed: Event,
+}
+
+/// When an order was given, and by which node: with that no two are equal.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Given {
+    /// Milliseconds since 1970.
+    pub at: u64,
+    /// The node, for as long as its process lives.
+    pub node: String,
 }
 
 /// The last order for a region, as nodes tell it each other.
@@ -51,8 +64,9 @@ pub struct Orders {
 pub struct Stamped {
     /// The region.
     pub region: String,
-    /// When it was given, in milliseconds since 1970: of two the later holds.
-    pub at: u64,
+    /// When and where it was given: of two the later holds.
+    #[serde(flatten)]
+    pub given: Given,
     /// What holds since then; nothing once the region was restored.
     pub order: Option<Kept>,
 }
@@ -126,7 +140,7 @@ struct Saved {
     regions: Vec<Kept>,
     /// When the last order for each region was given.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    given: BTreeMap<String, u64>,
+    given: BTreeMap<String, Given>,
 }
 
 impl Kept {
@@ -188,7 +202,8 @@ impl Orders {
                 }
             }
         }
-        Ok(Self { dir, turn: Mutex::new(given), changed: Event::new() })
+        let node = format!("{:016x}", fastrand::u64(..));
+        Ok(Self { dir, turn: Mutex::new(given), node, changed: Event::new() })
     }
 
     /// Sends a region's traffic elsewhere, for a set time. Blocks on disk.
@@ -234,7 +249,7 @@ impl Orders {
         let control = control(order.reason.chars().take(REASON).collect()).from_share(before);
         let kept = Kept::of(name, &control, Now::new());
         let before = state.memory.region(name).control.swap(Some(Arc::new(control)));
-        let after = stamp(&given, name);
+        let after = stamp(&given, name, &self.node);
         if let Err(error) = self.save(state, &after) {
             state.memory.region(name).control.store(before);
             return Err(Refused::Disk(error.to_string()));
@@ -264,7 +279,7 @@ impl Orders {
         };
         let ended = control.ended(clock::now());
         region.control.store((!ended.is_over(clock::now())).then(|| Arc::new(ended)));
-        let after = stamp(&given, name);
+        let after = stamp(&given, name, &self.node);
         if let Err(error) = self.save(state, &after) {
             region.control.store(before);
             return Err(Refused::Disk(error.to_string()));
@@ -279,9 +294,9 @@ impl Orders {
     pub fn stamped(&self, state: &State) -> Vec<Stamped> {
         let given = self.turn.lock();
         let now = Now::new();
-        let stamped = |(region, at): (&String, &u64)| Stamped {
+        let stamped = |(region, when): (&String, &Given)| Stamped {
             region: region.clone(),
-            at: *at,
+            given: when.clone(),
             order: state.memory.region(region).control.load().as_ref().map(|control| Kept::of(region, control, now)),
         };
         given.iter().map(stamped).collect()
@@ -289,20 +304,28 @@ impl Orders {
 
     /// Carries out what was ordered on another node, if it is later than what is known here. Blocks on disk.
     pub fn apply(&self, state: &State, stamped: Stamped) {
-        let Stamped { region, at, order } = stamped;
+        let Stamped { region, given: when, order } = stamped;
         let mut given = self.turn.lock();
         // A name that this node never heard is not remembered for it.
         let known = state.live.load().snapshot.region_named(&region).is_some() || given.contains_key(&region);
-        if !known || given.get(&region).is_some_and(|last| *last >= at) {
+        if !known || given.get(&region).is_some_and(|last| *last >= when) {
             return;
         }
         let now = Now::new();
+        // An order from the future would hold for ever against all that follow.
+        if when.at > now.unix.saturating_add(AHEAD.as_millis() as u64) {
+            tracing::warn!(region, at = rfc3339(when.at), "an order of another node is from the future, and is not carried out");
+            return;
+        }
         let control = order.map(|Kept { region: _, kind, from, ramp, until, reason }| Control {
             kind,
-            from: now.moment(from),
-            ramp: Duration::from_millis(ramp),
-            until: until.map(|until| now.moment(until)),
-            reason,
+            from: now.moment(from.min(now.unix)),
+            ramp: Duration::from_millis(ramp).min(LONGEST),
+            until: match kind {
+                Kind::Drained => None,
+                Kind::Evacuated => Some(now.moment(until.unwrap_or_default()).min(now.moment.after(LONGEST))),
+            },
+            reason: reason.chars().filter(|c| !c.is_control()).take(REASON).collect(),
         });
         let control = control.filter(|control| !control.is_over(now.moment));
         tracing::info!(
@@ -313,7 +336,7 @@ impl Orders {
             "region order of another node"
         );
         state.memory.region(&region).control.store(control.map(Arc::new));
-        given.insert(region, at);
+        given.insert(region, when);
         if let Err(error) = self.save(state, &given) {
             tracing::error!(%error, "an order of another node cannot be written to state_dir, and would not survive a restart");
         }
@@ -370,7 +393,7 @@ impl Orders {
         self.dir.is_some()
     }
 
-    fn save(&self, state: &State, given: &BTreeMap<String, u64>) -> io::Result<()> {
+    fn save(&self, state: &State, given: &BTreeMap<String, Given>) -> io::Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
         // Also of regions that the configuration does not have at the moment.
         let now = Now::new();
@@ -384,10 +407,10 @@ impl Orders {
 }
 
 /// The same, with an order for `name` given now: later than what is known, whatever clocks say.
-fn stamp(given: &BTreeMap<String, u64>, name: &str) -> BTreeMap<String, u64> {
+fn stamp(given: &BTreeMap<String, Given>, name: &str, node: &str) -> BTreeMap<String, Given> {
     let mut after = given.clone();
     let last = after.entry(name.to_owned()).or_default();
-    *last = Now::new().unix.max(last.saturating_add(1));
+    *last = Given { at: Now::new().unix.max(last.at.saturating_add(1)), node: node.to_owned() };
     after
 }
 

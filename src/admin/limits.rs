@@ -10,7 +10,6 @@ use serde_json::json;
 
 use super::Admin;
 use crate::kept::Now;
-use crate::limits::report::shown;
 use crate::limits::seconds;
 use crate::proxy::clock;
 
@@ -58,7 +57,7 @@ pub async fn banned(Extract(admin): Extract<Admin>, Query(which): Query<Which>) 
     let told = wanted.take(which.n.unwrap_or(MOST).min(MOST)).map(|(handle, ban)| Banned {
         limit: ban.limit.to_string(),
         key: ban.key.to_string(),
-        handle: shown(handle),
+        handle: format!("#{handle}"),
         until: now.unix(ban.until),
         seconds: seconds(ban.until.since(now.moment)),
     });
@@ -95,7 +94,8 @@ pub async fn reset(Extract(admin): Extract<Admin>, body: Bytes) -> Response {
     let found = limits.find(&whom.key, whom.limit.as_deref());
     let reset = found.iter().filter(|handle| ledger.is_some_and(|ledger| ledger.reset(**handle, true))).count();
     if reset == 0 {
-        let error = format!("nothing is counted of `{}`", whom.key);
+        let elsewhere = if admin.state.cluster.is_some() { " here; other nodes were told" } else { "" };
+        let error = format!("nothing is counted of `{}`{elsewhere}", whom.key);
         return (StatusCode::NOT_FOUND, Json(json!({ "ok": false, "error": error }))).into_response();
     }
     tracing::info!(audit = true, key = whom.key, counters = reset, "limits reset");

@@ -39,7 +39,7 @@ pub struct Class {
     /// Which requests are of it: the first class that matches. One class may leave this out: it takes all others.
     #[serde(default)]
     pub expression: Option<String>,
-    /// The part of every bound that it may fill, in percent; by default 100 for the first, and 10 less for each that
+    /// The part that it may fill of every bound of regions, upstreams, routes and the process, in percent; by default 100 for the first, and 10 less for each that
     /// follows, but not less than 50.
     #[serde(default)]
     #[schemars(range(min = 1, max = 100))]

@@ -145,20 +145,22 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     trail.route = matched;
 
     // How much at once. (Whoever has its places keeps them.)
-    let class_view = || {
+    let view = || {
         let mut view = View::new(facts, &target, asker);
         view.route = Some(&route.name);
         view
     };
-    trail.class = snapshot.overload.class(class_view);
+    trail.class = snapshot.overload.class(view);
     match earlier {
         Some(Earlier { limits, places }) => (trail.limits, trail.places) = (limits, places),
         None => {
             let bound = route.bound.as_ref().map(|(count, most)| (count, *most));
-            let admitted = snapshot.overload.admit(client.ip, trail.class, bound);
+            // A question is no request.
+            let admitted = match mode {
+                Mode::Commit => snapshot.overload.admit(client.ip, trail.class, bound),
+                Mode::Peek => snapshot.overload.would_admit(client.ip, trail.class, bound).map(|()| Places::default()),
+            };
             match admitted {
-                // A question is no request.
-                Ok(_) if mode == Mode::Peek => {}
                 Ok(places) => trail.places = places,
                 Err(reason) => return trail.refuse(Refusal::Shed { reason }, None),
             }
@@ -166,16 +168,11 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     }
 
     // May it pass.
-    let view = || {
-        let mut view = View::new(facts, &target, asker);
-        view.route = Some(&route.name);
-        view
-    };
     if !snapshot.waf.is_empty() || !snapshot.limits.is_empty() {
         let view = view();
         let mut findings = Findings { open: mode == Mode::Peek, ..Findings::default() };
         let mut ruling = judge(snapshot, &view, &mut findings);
-        // How often. Nobody's body is read who asked too often.
+        // How often. The managed ruleset reads no body of who asked too often.
         if ruling == Ruling::Pass && !findings.unlimited {
             match limit(snapshot, &view, Stage::Arrival, mode, &mut trail.limits) {
                 Ok(()) => {}

@@ -5,14 +5,14 @@ use http::HeaderValue;
 use super::{Decision, asker, rewritten};
 use crate::client::address::ClientAddress;
 use crate::client::standing::Deed;
-use crate::limits::{self, Asked, Decision as Said, Stage, Verdict};
+use crate::limits::{self, Asked, Decision as Said, Solved, Stage, Verdict};
 use crate::request::{Facts, Moment, argument};
 use crate::respond::Refusal;
 use crate::rules::View;
 use crate::rules::view::Target;
 use crate::snapshot::Snapshot;
 use crate::upstream::plan::Mode;
-use crate::waf::challenge::{self, Client, Kind, Level};
+use crate::waf::challenge::{self, Clearance, Client, Kind, Level};
 use crate::waf::{Action, Findings, Matches, Ruling};
 
 /// Asks the operator's rules.
@@ -20,11 +20,11 @@ pub(super) fn judge(snapshot: &Snapshot, view: &View<'_>, findings: &mut Finding
     snapshot.waf.judge(view, |kind| cleared(snapshot, view, kind).is_some(), findings)
 }
 
-/// When a client passed a challenge of this kind, if its clearance still counts.
-fn cleared(snapshot: &Snapshot, view: &View<'_>, kind: Kind) -> Option<Moment> {
+/// What the client's clearance says, if it counts for challenges of this kind.
+fn cleared(snapshot: &Snapshot, view: &View<'_>, kind: Kind) -> Option<Clearance> {
     let cookie = view.facts.cookie(challenge::cookie_name(view.facts.tls))?;
-    let (level, ago) = challenge::cleared(cookie, &snapshot.key, asking(view), view.facts.time, snapshot.waf.challenge)?;
-    kind.accepts(level).then(|| Moment(view.asker.now.0.saturating_sub(ago)))
+    let clearance = challenge::cleared(cookie, &snapshot.key, asking(view), view.facts.time, snapshot.waf.challenge)?;
+    kind.accepts(clearance.level).then_some(clearance)
 }
 
 /// Asks the limits of a stage. A refusal, if there is one; or what all nodes have to be asked.
@@ -35,7 +35,11 @@ pub(super) fn limit(
     mode: Mode,
     asked: &mut Asked,
 ) -> Result<(), Limited> {
-    let solved = |kind| cleared(snapshot, view, kind);
+    let solved = |kind| {
+        let Clearance { level: _, rule, made } = cleared(snapshot, view, kind)?;
+        let ago = view.facts.time.saturating_sub(made);
+        Some(Solved { tag: rule, made: Moment(view.asker.now.0.saturating_sub(ago)) })
+    };
     let first = match snapshot.limits.judge(view, stage, mode == Mode::Peek, solved, asked) {
         Verdict::Pass => return Ok(()),
         Verdict::Ask(question) => return Err(Limited::Ask(question)),
@@ -59,7 +63,9 @@ pub(super) fn limit(
     };
     Err(Limited::Refused(match (&limit.action, seen.decision) {
         (_, Said::Unavailable) => (Refusal::LimitUnavailable, None),
-        (limits::Action::Challenge(kind), _) => challenged(snapshot, view, *kind, limit.tag, mode),
+        (limits::Action::Challenge(kind), _) => {
+            challenged(snapshot, view, *kind, limit.tag | u32::from(seen.generation), mode)
+        }
         (limits::Action::Block(_) | limits::Action::Log, _) => (over, None),
     }))
 }
@@ -133,7 +139,7 @@ fn challenged(snapshot: &Snapshot, view: &View<'_>, kind: Kind, tag: u32, mode: 
     let score = view.threat_score();
     let bits = snapshot.challenges.bits(snapshot.waf.challenge, kind, score, view.asker.now);
     let token = challenge::Token {
-        made: view.facts.time.as_secs(),
+        made: view.facts.time,
         bits,
         rule: tag,
         nonce: crate::request::mix(view.facts.chance),
@@ -155,7 +161,6 @@ pub(super) fn answered(
     mode: Mode,
 ) -> (Refusal, Option<HeaderValue>) {
     let asking = Client { ip: client.ip, agent: facts.headers.get(http::header::USER_AGENT).map_or(&b""[..], |v| v.as_bytes()) };
-    let unix = facts.time.as_secs();
     let commit = mode == Mode::Commit;
     // Whoever is led here by another site's link or picture did nothing: only what a page of ours sends counts.
     let solved = facts.method == http::Method::POST;
@@ -168,12 +173,12 @@ pub(super) fn answered(
     let solution = if solved { Some(facts.header(challenge::SOLUTION).unwrap_or_default()) } else { None };
     let answer = challenge::Answer { token: token.unwrap_or_default(), solution };
     let known = |tag| snapshot.waf.challenged_by(tag).is_some() || snapshot.limits.challenged_by(tag);
-    match answer.check(&snapshot.key, asking, &snapshot.challenges, unix, known, commit) {
-        Ok(level) => {
+    match answer.check(&snapshot.key, asking, &snapshot.challenges, facts.time, known, commit) {
+        Ok((level, token)) => {
             if commit && level == Level::Computed {
                 snapshot.standing.note(client.ip, Deed::ChallengeSolved, now);
             }
-            let cookie = challenge::clearance(level, &snapshot.key, asking, facts.time, snapshot.waf.challenge, facts.tls);
+            let cookie = challenge::clearance(level, &token, &snapshot.key, asking, facts.time, snapshot.waf.challenge, facts.tls);
             (Refusal::ChallengePassed { waited: level == Level::Waited }, HeaderValue::from_str(&cookie).ok())
         }
         Err(wrong) => {

@@ -270,7 +270,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
 fn class(snapshot: &Snapshot, position: u8) -> Option<String> {
     let classes = &snapshot.overload.classes;
     let class = classes.get(usize::from(position)).filter(|_| classes.len() > 1)?;
-    Some(format!("{}: may fill {} % of every bound", class.name, class.share.0))
+    Some(format!("{}: may fill {} % of what regions, upstreams, routes and the process may have at once", class.name, class.share.0))
 }
 
 fn client_because(snapshot: &Snapshot, client: &ClientAddress) -> String {
@@ -384,6 +384,7 @@ fn refused(refusal: Refusal, elsewhere: Option<&str>) -> Answer {
             let or = if waits { ", or to wait without JavaScript" } else { "" };
             format!("{status} with a challenge: {bits} bits to compute{or}")
         }
+        (Refusal::Shed { reason }, _) => format!("{status} {} ({})", refusal.body().trim_end(), reason.in_words()),
         _ => format!("{status} {}", refusal.body().trim_end()),
     };
     Answer { region: None, status: Some(status), text }

@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use crate::decide::{Decision, Next, asker, rewritten};
-use crate::limits::{Decision as Said, Limit, Seen};
+use crate::limits::{Decision as Said, Limit, Seen, Stage};
 use crate::request::{Facts, Moment};
+use crate::respond::Refusal;
 use crate::rules::view::Target;
 use crate::rules::{Filter, View};
 use crate::snapshot::Snapshot;
@@ -96,7 +97,9 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
     let mut view = View::new(facts, &target, asker);
     view.route = Some(&route.name);
     // Rules that follow, and the managed ones: skipping the rest leaves the latter.
-    let (mut rest, mut reached) = (true, true);
+    // What is too much at once is let go before.
+    let shed = matches!(decision.next, Next::Refuse(Refusal::Shed { .. }));
+    let (mut rest, mut reached) = (!shed, !shed);
     let rule = |rule: &crate::waf::Rule| {
         let operands = rule.filter.operands(&view, false).into_iter();
         let operands = operands.map(|seen| OperandSeen { operand: seen.operand, value: seen.value }).collect();
@@ -124,7 +127,9 @@ pub(super) fn firewall(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decisi
     };
     let rules: Vec<_> = snapshot.waf.rules.iter().map(rule).collect();
     let stops = |seen: &Seen| !matches!(seen.decision, Said::Allowed | Said::Logged);
-    let limited = decision.limits.seen.last().is_some_and(stops);
+    // Those of what the origin gets are asked behind the managed ruleset.
+    let early = |seen: &Seen| snapshot.limits.rule(seen).is_some_and(|limit| limit.stage() == Stage::Arrival);
+    let limited = decision.limits.seen.last().is_some_and(|seen| stops(seen) && early(seen));
     let managed = snapshot.waf.managed.as_ref().map(|_| {
         let known = |id: &str| snapshot.waf.rules.iter().any(|r| *r.id == *id);
         match decision.matches.iter().find(|m| !known(&m.rule)) {
@@ -166,12 +171,14 @@ pub(super) fn limits(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision
     let mut view = View::new(facts, &target, asker);
     view.route = Some(&route.name);
     let seen_last = decision.limits.seen.last().map(|seen| usize::from(seen.limit));
-    let passed = matches!(decision.next, Next::Forward(_));
     let limit = |(n, limit): (usize, &Limit)| {
         let seen = decision.limits.seen.iter().find(|seen| usize::from(seen.limit) == n);
         let outcome = match seen {
             Some(seen) => limit.said(seen),
-            None if passed || seen_last.is_some_and(|last| n < last) => "does not apply".to_owned(),
+            None if decision.limits.is_done(limit.stage()) => "does not apply".to_owned(),
+            None if seen_last.is_some_and(|last| n < last && snapshot.limits.rules.get(last).is_some_and(|l| l.stage() == limit.stage())) => {
+                "does not apply".to_owned()
+            }
             None => "not reached".to_owned(),
         };
         LimitSeen {

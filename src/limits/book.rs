@@ -37,11 +37,13 @@ pub struct Book {
 
 impl Book {
     /// Writes a client's name down, if there is room.
-    pub fn note(&self, handle: Handle, key: Arc<str>) {
+    pub fn note(&self, handle: Handle, key: Arc<str>) -> bool {
         let mut names = self.names.lock();
-        if names.len() < NAMES || names.contains_key(&handle) {
+        let room = names.len() < NAMES || names.contains_key(&handle);
+        if room {
             names.insert(handle, key);
         }
+        room
     }
 
     /// A client's name, if it was written down.

@@ -1,14 +1,13 @@
 //! What limits remember, whatever the configuration says of them.
 
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use event_listener::Event;
 use parking_lot::Mutex;
 use siphasher::sip::SipHasher13;
 
 use super::book::{Ban, Book};
-use super::quota::Quota;
+use super::quota::{Count, Quota};
 use super::table::{Entry, Handle, Table};
 use crate::request::Moment;
 use crate::signing::Key;
@@ -73,6 +72,19 @@ impl Outbox {
     pub fn take(&self) -> Vec<News> {
         std::mem::take(&mut self.news.lock())
     }
+
+    /// Is there nothing?
+    pub fn is_empty(&self) -> bool {
+        self.news.lock().is_empty()
+    }
+
+    /// Puts back what could not be told, before what came meanwhile.
+    pub fn put_back(&self, mut untold: Vec<News>) {
+        let mut all = self.news.lock();
+        untold.append(&mut all);
+        untold.truncate(OUTBOX);
+        *all = untold;
+    }
 }
 
 impl Ledger {
@@ -125,13 +137,17 @@ impl Ledger {
         known || elsewhere
     }
 
-    /// What other nodes counted.
-    pub(super) fn elsewhere(&self, handle: Handle, quota: &Quota, now: Moment) -> (u32, Duration) {
-        let known = self.others.as_ref().and_then(|others| others.get(handle));
-        known.map_or((0, Duration::ZERO), |entry| {
-            let used = entry.count.used(quota, 1, now);
-            (quota.most().saturating_sub(used.left), used.reset)
-        })
+    /// What other nodes counted of a client.
+    pub(super) fn elsewhere(&self, handle: Handle) -> Option<Count> {
+        self.others.as_ref()?.get(handle).map(|entry| entry.count)
+    }
+
+    /// A penalty begins here: it is listed, and told.
+    pub(super) fn begin(&self, handle: Handle, ban: Ban) {
+        self.book.ban(handle, ban.clone());
+        if self.others.is_some() {
+            self.outbox.put(News::Ban(handle, ban), true);
+        }
     }
 
     /// Tells other nodes of what was counted, where it is enough to be of interest: a client that is far from its

@@ -5,7 +5,7 @@
 //!                                                    └ none ─► action; with mitigation_timeout a penalty
 //! ```
 //!
-//! A limit is asked in the order of the file; the first that refuses ends it, and what those before it took is given
+//! Limits are asked in the order of the file; the first that refuses ends it, and what those before it took here is given
 //! back. What counts only once there is a response ([`Limit::waits`]) is looked at on arrival, and counted then.
 
 pub mod book;
@@ -30,9 +30,8 @@ use crate::rules::{Filter, Scalar, View};
 use crate::waf::Answer;
 use crate::waf::challenge::Kind;
 use book::Ban;
-use quota::{Algorithm, Quota, Used};
+use quota::{Algorithm, Count, Quota, Used};
 pub use ledger::Ledger;
-use ledger::News;
 use table::{Entry, Handle};
 
 /// The limits of a configuration.
@@ -115,8 +114,20 @@ pub struct Limit {
     pub strict: bool,
     /// Without the other nodes nobody passes.
     pub deny: bool,
-    /// Stands for name and quota in challenges.
+    /// Stands for it in challenges; the bits of [`TAG_GENERATION`] are left for those of the client.
     pub tag: u32,
+}
+
+/// Bits of a challenge's tag in which it says how often its client had begun anew.
+pub const TAG_GENERATION: u32 = 3;
+
+/// A challenge that a client passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Solved {
+    /// Whose it was: [`Limit::tag`] with [`Seen::generation`], or a rule's.
+    pub tag: u32,
+    /// When it was made.
+    pub made: Moment,
 }
 
 /// Which requests count.
@@ -188,8 +199,11 @@ pub struct Seen {
     pub wait: Duration,
     /// Until everything is back.
     pub reset: Duration,
-    /// What was taken.
+    /// How often the client began anew, modulo four.
+    pub generation: u8,
+    /// What was taken, and when.
     taken: u32,
+    at: Moment,
 }
 
 /// The limits that applied so far; it is carried along where a request is decided in several steps.
@@ -246,6 +260,13 @@ pub enum Stage {
     Origin,
 }
 
+impl Asked {
+    /// Was every limit of this stage asked?
+    pub fn is_done(&self, stage: Stage) -> bool {
+        self.done.get(stage as usize).is_none_or(|done| *done)
+    }
+}
+
 impl Limits {
     /// Is there none?
     pub fn is_empty(&self) -> bool {
@@ -259,7 +280,7 @@ impl Limits {
 
     /// Is a challenge of this tag one of theirs?
     pub fn challenged_by(&self, tag: u32) -> bool {
-        self.rules.iter().any(|rule| rule.tag == tag && matches!(rule.action, Action::Challenge(_)))
+        self.rules.iter().any(|rule| rule.tag == tag & !TAG_GENERATION && matches!(rule.action, Action::Challenge(_)))
     }
 
     /// Does a limit ask of [`Stage::Origin`]?
@@ -272,69 +293,69 @@ impl Limits {
         self.rules.get(usize::from(seen.limit))
     }
 
-    /// Asks the limits of a stage in order, and takes what they allow, unless `peek`. `solved`: when did the client last
-    /// pass a challenge of this kind?
+    /// Asks the limits of a stage in order, and takes what they allow, unless `peek`. `solved`: the challenge of this kind
+    /// that the client passed last.
     pub fn judge(
         &self,
         view: &View<'_>,
         stage: Stage,
         peek: bool,
-        solved: impl Fn(Kind) -> Option<Moment>,
+        solved: impl Fn(Kind) -> Option<Solved>,
         asked: &mut Asked,
     ) -> Verdict {
-        let Some(ledger) = self.ledger.as_ref().filter(|_| !asked.done.get(stage as usize).is_none_or(|done| *done)) else {
-            return Verdict::Pass;
-        };
+        let Some(ledger) = self.ledger.as_ref().filter(|_| !asked.is_done(stage)) else { return Verdict::Pass };
         let now = view.asker.now;
         for (position, limit) in self.rules.iter().enumerate().skip(asked.next) {
             let answer = asked.answer.take();
-            if limit.only_misses != (stage == Stage::Origin) || limit.filter.as_ref().is_some_and(|f| !f.matches(view)) {
+            if limit.stage() != stage || limit.filter.as_ref().is_some_and(|f| !f.matches(view)) {
                 continue;
             }
             let handle = limit.handle(ledger, self.prefixes, view);
+            if let Action::Challenge(kind) = limit.action
+                && let Some(solved) = solved(kind).filter(|solved| solved.tag & !TAG_GENERATION == limit.tag)
+                && !peek
+                && ledger.table.change(handle, |entry| limit.is_settled(entry, solved)) == Some(true)
+            {
+                // Whoever passed the challenge of its last refusal begins anew, on every node.
+                ledger.reset(handle, true);
+            }
             let counts = match &limit.counting {
                 None => !limit.waits(),
                 Some(Counting::Request(filter)) => !limit.waits() && filter.matches(view),
                 Some(Counting::Response(_)) => false,
             };
-            let quota = limit.quota;
-            if limit.strict && answer.is_none() && counts && !peek {
+            let others = if limit.is_shared() { ledger.elsewhere(handle) } else { None };
+            let unreachable = limit.deny && !limit.strict && !ledger.connected.load(Relaxed);
+            let answer = if unreachable { Some(Shared::Unreachable) } else { answer };
+            let mut ask = Ask { limit, others, answer, counts, now };
+            if limit.strict && answer.is_none() && counts && !peek && ask.is_open(ledger.table.get(handle)) {
                 asked.next = position;
-                return Verdict::Ask(Question { handle, quota });
+                return Verdict::Ask(Question { handle, quota: limit.quota });
             }
-            let cut_off = limit.deny && !limit.strict && ledger.others.is_some() && !ledger.connected.load(Relaxed);
-            let answer = if cut_off { Some(Shared::Unreachable) } else { answer };
-            let since = match limit.action {
-                Action::Challenge(kind) => solved(kind),
-                Action::Block(_) | Action::Log => None,
-            };
-            let (elsewhere, their_reset) = ledger.elsewhere(handle, &quota, now);
-            let ask = Ask { limit, quota: quota.less(elsewhere), answer, counts, since, now };
-            let (said, named, offence) = match peek {
+            let Said { mut seen, named, offence } = match peek {
                 true => ask.of(&mut ledger.table.get(handle).unwrap_or_default()),
                 false => ledger.table.with(handle, limit.number, now, |entry| {
-                    let result = ask.of(entry);
-                    if result.0.taken > 0 && limit.is_shared() {
-                        ledger.tell(entry, handle, limit.number, &quota, result.0.left);
+                    let said = ask.of(entry);
+                    if said.seen.taken > 0 && limit.is_shared() {
+                        ledger.tell(entry, handle, limit.number, &limit.quota, said.seen.left);
                     }
-                    result
+                    said
                 }),
             };
-            let reset = said.reset.max(their_reset);
-            let seen = Seen { limit: u16::try_from(position).unwrap_or(u16::MAX), handle, reset, ..said };
+            seen.limit = u16::try_from(position).unwrap_or(u16::MAX);
+            seen.handle = handle;
             asked.seen.push(seen);
-            if named && !peek {
-                ledger.book.note(handle, limit.describe(self.prefixes, ledger, view));
-            }
-            if let Some(until) = offence.ban.filter(|_| !peek && !limit.is_quiet()) {
+            let ban = offence.ban.filter(|_| !limit.is_quiet());
+            if (named || ban.is_some()) && !peek {
                 let key = limit.describe(self.prefixes, ledger, view);
-                let ban = Ban { limit: limit.id.clone(), key, until };
-                ledger.book.ban(handle, ban.clone());
-                if ledger.others.is_some() {
-                    ledger.outbox.put(News::Ban(handle, ban), true);
+                if named && !ledger.book.note(handle, key.clone()) {
+                    ledger.table.change(handle, Entry::unname);
+                }
+                if let Some(until) = ban {
+                    ledger.begin(handle, Ban { limit: limit.id.clone(), key, until });
                 }
             }
-            if !matches!(said.decision, Decision::Allowed | Decision::Logged) {
+            if !matches!(seen.decision, Decision::Allowed | Decision::Logged) {
                 self.give_back(ledger, asked, now, peek);
                 return Verdict::Stop { first: offence.first };
             }
@@ -346,12 +367,13 @@ impl Limits {
         Verdict::Pass
     }
 
-    /// Gives back what was taken of a request that does not pass.
+    /// Gives back what was taken of a request that does not pass. (Redis keeps what a strict limit took.)
     fn give_back(&self, ledger: &Ledger, asked: &mut Asked, now: Moment, peek: bool) {
         for seen in asked.seen.iter_mut().filter(|seen| seen.taken > 0) {
             let taken = std::mem::take(&mut seen.taken);
+            seen.left = seen.left.saturating_add(taken);
             if let Some(limit) = self.rules.get(usize::from(seen.limit)).filter(|_| !peek) {
-                ledger.table.change(seen.handle, |entry| entry.count.give_back(&limit.quota, taken, now));
+                ledger.table.change(seen.handle, |entry| entry.count.give_back(&limit.quota, taken, seen.at, now));
             }
         }
     }
@@ -379,13 +401,14 @@ impl Limits {
                 let named = ledger.table.with(seen.handle, limit.number, now, |entry| {
                     entry.count.add(&limit.quota, cost, now);
                     let left = entry.count.used(&limit.quota, 1, now).left;
+                    entry.weigh(left, limit.quota.most());
                     if limit.is_shared() {
                         ledger.tell(entry, seen.handle, limit.number, &limit.quota, left);
                     }
                     left.saturating_mul(2) < limit.quota.most() && entry.name()
                 });
-                if named {
-                    ledger.book.note(seen.handle, limit.describe(self.prefixes, ledger, view));
+                if named && !ledger.book.note(seen.handle, limit.describe(self.prefixes, ledger, view)) {
+                    ledger.table.change(seen.handle, Entry::unname);
                 }
             }
         }
@@ -409,8 +432,8 @@ impl Limits {
     pub fn find(&self, key: &str, of: Option<&str>) -> Vec<Handle> {
         let Some(ledger) = &self.ledger else { return Vec::new() };
         let mut found = ledger.book.find(key);
-        if let Some(handle) = key.strip_prefix('#').and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
-            found.push(Handle(handle));
+        if let Some(handle) = key.strip_prefix('#').and_then(|hex| hex.parse::<Handle>().ok()) {
+            found.push(handle);
         }
         // What never came near a limit has no name in the book, but the name says which it is.
         let named = self.rules.iter().filter_map(|limit| limit.parse(ledger, self.prefixes, key));
@@ -418,7 +441,9 @@ impl Limits {
         let wanted = of.map(|id| ledger.number(id));
         found.sort_unstable();
         found.dedup();
-        found.retain(|handle| wanted.is_none() || ledger.table.get(*handle).is_some_and(|entry| Some(entry.limit) == wanted));
+        let others = |handle| ledger.others.as_ref().and_then(|others| others.get(handle));
+        let of = |handle: &Handle| ledger.table.get(*handle).or_else(|| others(*handle)).map(|entry| entry.limit);
+        found.retain(|handle| wanted.is_none() || of(handle) == wanted);
         found
     }
 }
@@ -436,11 +461,21 @@ fn cost(value: &HeaderValue) -> Option<u32> {
 /// What is asked of one entry.
 struct Ask<'a> {
     limit: &'a Limit,
-    quota: Quota,
+    /// What other nodes counted.
+    others: Option<Count>,
+    /// What all nodes together say.
     answer: Option<Shared>,
+    /// The request counts.
     counts: bool,
-    since: Option<Moment>,
     now: Moment,
+}
+
+/// What one entry says.
+struct Said {
+    seen: Seen,
+    /// The client's name is worth writing down.
+    named: bool,
+    offence: Offence,
 }
 
 /// A refusal that is new.
@@ -451,22 +486,39 @@ struct Offence {
 }
 
 impl Ask<'_> {
-    /// What the limit says; whether the client's name is worth writing down; what is new.
-    fn of(&self, entry: &mut Entry) -> (Seen, bool, Offence) {
-        let Self { limit, quota, answer, counts, since, now } = *self;
-        let quiet = limit.is_quiet();
-        // Who passed a challenge since it was refused begins anew.
-        if since.zip(entry.refused_at(limit.timeout)).is_some_and(|(solved, refused)| solved > refused) {
-            entry.clear();
+    /// What was used here and elsewhere.
+    fn used(&self, entry: &Entry) -> Used {
+        let quota = &self.limit.quota;
+        match &self.others {
+            Some(others) => entry.count.with(others, quota, self.now).used(quota, 1, self.now),
+            None => entry.count.used(quota, 1, self.now),
         }
-        let seen = |decision, used: Used, taken, wait| Seen {
-            limit: 0,
-            handle: Handle(0),
-            decision,
-            left: used.left.saturating_sub(taken),
-            wait,
-            reset: used.reset,
-            taken,
+    }
+
+    /// Could it pass, as far as is known here?
+    fn is_open(&mut self, entry: Option<Entry>) -> bool {
+        let entry = entry.unwrap_or_default();
+        entry.penalty(self.limit.is_quiet(), self.now).is_none() && self.used(&entry).fits
+    }
+
+    /// What the limit says.
+    fn of(&self, entry: &mut Entry) -> Said {
+        let Self { limit, others: _, answer, counts, now } = *self;
+        let (quota, quiet) = (&limit.quota, limit.is_quiet());
+        let said = |decision, used: Used, taken, wait, named, generation, offence| Said {
+            seen: Seen {
+                limit: 0,
+                handle: Handle(0),
+                decision,
+                left: used.left.saturating_sub(taken),
+                wait,
+                reset: used.reset,
+                generation,
+                taken,
+                at: now,
+            },
+            named,
+            offence,
         };
         let over = |banned: bool| match &limit.action {
             _ if limit.dry_run => Decision::Logged,
@@ -475,48 +527,67 @@ impl Ask<'_> {
             Action::Block(_) if banned => Decision::Banned,
             Action::Block(_) => Decision::Blocked,
         };
+        let mut used = self.used(entry);
         if let Some(until) = entry.penalty(quiet, now) {
-            let used = Used { left: 0, ..entry.count.used(&quota, 1, now) };
             let first = entry.refuse(now);
-            return (seen(over(true), used, 0, until.since(now)), false, Offence { first, ban: None });
+            let used = Used { left: 0, ..used };
+            return said(over(true), used, 0, until.since(now), false, entry.generation(), Offence { first, ban: None });
         }
-        let unreachable = answer == Some(Shared::Unreachable);
-        if unreachable && limit.deny {
-            let used = entry.count.used(&quota, 1, now);
-            return (seen(Decision::Unavailable, used, 0, Duration::from_secs(1)), false, Offence::default());
+        if answer == Some(Shared::Unreachable) && limit.deny && !quiet {
+            let again = Duration::from_secs(1);
+            return said(Decision::Unavailable, used, 0, again, false, entry.generation(), Offence::default());
         }
-        let used = match answer {
-            // What all together said. It is counted here too, for the time when nobody answers, or what answers
-            // has forgotten everything.
-            Some(Shared::Used(used)) if used.fits => {
-                let own = entry.count.take(&quota, 1, now);
-                if own.fits { used } else { own }
-            }
-            Some(Shared::Used(used)) => used,
-            Some(Shared::Unreachable) | None if counts => entry.count.take(&quota, 1, now),
-            Some(Shared::Unreachable) | None => entry.count.used(&quota, 1, now),
-        };
+        // What all together said holds, and so does what is known here: Redis may have forgotten everything.
+        if let Some(Shared::Used(shared)) = answer
+            && used.fits
+        {
+            used = shared;
+        }
         if used.fits {
-            entry.pass();
             let taken = u32::from(counts);
-            let named = used.left.saturating_sub(taken).saturating_mul(2) < limit.quota.most() && entry.name();
-            return (seen(Decision::Allowed, used, taken, Duration::ZERO), named, Offence::default());
+            if counts {
+                // It is counted here under `strict`, too, for the time when nobody answers.
+                entry.count.add(quota, taken, now);
+                used.reset = used.reset.max(entry.count.used(quota, 1, now).reset);
+            }
+            entry.pass();
+            let left = used.left.saturating_sub(taken);
+            entry.weigh(left, quota.most());
+            let named = left.saturating_mul(2) < quota.most() && entry.name();
+            return said(Decision::Allowed, used, taken, Duration::ZERO, named, entry.generation(), Offence::default());
         }
         let first = entry.refuse(now);
         let ban = (!limit.timeout.is_zero()).then(|| now.after(limit.timeout));
         if let Some(until) = ban {
             entry.punish(until, quiet);
         }
-        // A ring of another node may be the one that is full.
         let wait = ban.map_or(used.wait.max(Duration::from_millis(1)), |_| limit.timeout);
-        (seen(over(false), Used { left: 0, ..used }, 0, wait), entry.name(), Offence { first, ban })
+        let named = entry.name();
+        said(over(false), Used { left: 0, ..used }, 0, wait, named, entry.generation(), Offence { first, ban })
     }
 }
 
 impl Limit {
     /// Stands for a limit in challenges.
     pub fn tag(id: &str) -> u32 {
-        (hash(format!("limit\n{id}").as_bytes()) >> 32) as u32
+        (hash(format!("limit\n{id}").as_bytes()) >> 32) as u32 & !TAG_GENERATION
+    }
+
+    /// Was this challenge the one of the entry's last refusal? It counts once: the client begins anew.
+    fn is_settled(&self, entry: &mut Entry, solved: Solved) -> bool {
+        let refused = entry.refused_at(self.timeout);
+        // A challenge tells its time in whole milliseconds.
+        let made = solved.made.after(Duration::from_millis(1));
+        let counts = solved.tag & TAG_GENERATION == u32::from(entry.generation()) && refused.is_some_and(|at| made >= at);
+        if counts {
+            entry.clear();
+        }
+        counts
+    }
+
+    /// When it is asked.
+    pub fn stage(&self) -> Stage {
+        if self.only_misses { Stage::Origin } else { Stage::Arrival }
     }
 
     /// Does it count only once there is a response?
@@ -525,7 +596,7 @@ impl Limit {
     }
 
     /// Do nodes tell each other what they counted? Of a strict one too: Redis may fail, or be late.
-    fn is_shared(&self) -> bool {
+    pub fn is_shared(&self) -> bool {
         self.quota.algorithm == Algorithm::Sliding
     }
 
@@ -560,7 +631,7 @@ impl Limit {
             if part.is_private() && part.is_there(view) {
                 let mut hasher = ledger.hasher;
                 part.feed(view, |ip| ip, &mut hasher);
-                let _ = write!(text, "#{:016x}", finish(&hasher).0);
+                let _ = write!(text, "#{}", finish(&hasher));
             } else {
                 text.push_str(&part.shown(view, |ip| prefixes.shown(ip)));
             }

@@ -115,16 +115,6 @@ impl Quota {
         period.div_ceil(u64::from(self.requests.max(1)))
     }
 
-    /// The same, with `used` of it used up elsewhere.
-    pub fn less(self, used: u32) -> Self {
-        match self.algorithm {
-            Algorithm::TokenBucket { burst } => {
-                Self { algorithm: Algorithm::TokenBucket { burst: burst.saturating_sub(used) }, ..self }
-            }
-            Algorithm::Sliding | Algorithm::Fixed => Self { requests: self.requests.saturating_sub(used), ..self },
-        }
-    }
-
     /// The length of a bucket of the ring.
     pub fn bucket(&self) -> Duration {
         Duration::from_millis(self.form().width())
@@ -161,34 +151,48 @@ impl Count {
 
     /// Counts `cost`, room or not.
     pub fn add(&mut self, quota: &Quota, cost: u32, now: Moment) {
-        self.adopt(quota, now);
+        self.keep_form(quota, now);
         self.put(quota, cost, now);
     }
 
-    /// Gives `cost` back that was taken just now.
-    pub fn give_back(&mut self, quota: &Quota, cost: u32, now: Moment) {
-        self.adopt(quota, now);
-        match quota.algorithm {
-            Algorithm::Sliding => {
-                // A bucket may have begun since it was taken.
-                let mut left = cost;
-                for age in 0..2 {
-                    if let Some(count) = self.counts.get_mut(slot(self.newest.saturating_sub(age))) {
-                        let back = left.min(*count);
-                        *count -= back;
-                        left -= back;
-                    }
+    /// Brings it to `now`. What counts late may come under an older quota than what was counted meanwhile: the ring
+    /// that is there stays.
+    fn keep_form(&mut self, quota: &Quota, now: Moment) {
+        if self.form.kind() == quota.form().kind() { self.advance(now) } else { self.adopt(quota, now) }
+    }
+
+    /// Gives `cost` back that was taken at `then`, if it still counts: to nobody else's debit.
+    pub fn give_back(&mut self, quota: &Quota, cost: u32, then: Moment, now: Moment) {
+        self.keep_form(quota, now);
+        let counted = match self.form.kind() {
+            SLIDING => {
+                let bucket = self.form.number(then);
+                ((self.newest.saturating_sub(bucket) as usize) < BUCKETS).then(|| slot(bucket))
+            }
+            FIXED => (self.form.number(then) == self.newest).then_some(0),
+            _ => {
+                // Tokens that have come back by themselves do not come back twice.
+                let taken = quota.interval().saturating_mul(cost.into());
+                if now.since(then) < Duration::from_nanos(taken) {
+                    self.set_arrival(self.arrival().saturating_sub(taken));
                 }
+                None
             }
-            Algorithm::Fixed => {
-                if let Some(count) = self.counts.first_mut() {
-                    *count = count.saturating_sub(cost);
-                }
-            }
-            Algorithm::TokenBucket { .. } => {
-                self.set_arrival(self.arrival().saturating_sub(quota.interval().saturating_mul(cost.into())));
-            }
+        };
+        if let Some(count) = counted.and_then(|slot| self.counts.get_mut(slot)) {
+            *count = count.saturating_sub(cost);
         }
+    }
+
+    /// The same and what `other` counted, together: for one answer from both.
+    pub fn with(&self, other: &Self, quota: &Quota, now: Moment) -> Self {
+        let (mut sum, mut other) = (*self, *other);
+        sum.adopt(quota, now);
+        other.adopt(quota, now);
+        for (count, more) in sum.counts.iter_mut().zip(other.counts) {
+            *count = count.saturating_add(more);
+        }
+        sum
     }
 
     /// Is nothing of it left by `now`?
@@ -202,16 +206,6 @@ impl Count {
         }
     }
 
-    /// What speaks for keeping it when room is needed: how much was counted, whatever is allowed.
-    pub fn weight(&self, now: Moment) -> u64 {
-        match self.form.kind() {
-            // Milliseconds that the bucket needs to fill up again.
-            TOKEN_BUCKET => self.arrival().saturating_sub(nanos(now)) / 1_000_000,
-            _ if self.is_over(now) => 0,
-            _ => self.sum(),
-        }
-    }
-
     /// What a ring holds, by age in buckets, the newest first: what other nodes are told.
     pub fn ages(&self, quota: &Quota, now: Moment) -> [u32; BUCKETS] {
         let mut present = *self;
@@ -222,6 +216,9 @@ impl Count {
 
     /// Counts in a ring what was counted `age` buckets ago.
     pub fn add_aged(&mut self, quota: &Quota, cost: u32, age: u32, now: Moment) {
+        if quota.algorithm != Algorithm::Sliding {
+            return;
+        }
         self.adopt(quota, now);
         let bucket = self.newest.saturating_sub(age);
         match self.counts.get_mut(slot(bucket)) {
@@ -527,9 +524,16 @@ mod tests {
             let mut count = Count::default();
             for _ in 0..20 {
                 assert!(count.take(&quota, 1, at(0)).fits);
-                count.give_back(&quota, 1, at(0));
+                count.give_back(&quota, 1, at(0), at(0));
             }
             assert_eq!(count.used(&quota, 1, at(0)).left, 3, "{algorithm:?}");
+            // What was taken long ago is back already: giving it back takes nothing from what was taken since.
+            count.take(&quota, 1, at(0));
+            for _ in 0..3 {
+                count.take(&quota, 1, at(20_000));
+            }
+            count.give_back(&quota, 1, at(0), at(20_000));
+            assert_eq!(count.used(&quota, 1, at(20_000)).left, 0, "{algorithm:?}");
         }
     }
 

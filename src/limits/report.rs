@@ -54,7 +54,7 @@ impl Limits {
             Some(Top {
                 limit: limit.id.to_string(),
                 key: ledger.book.name(handle).map(|key| key.to_string()),
-                handle: shown(handle),
+                handle: format!("#{handle}"),
                 used: most - entry.count.used(&limit.quota, 1, now).left.min(most),
                 most,
                 banned_seconds: entry.penalty(false, now).map(|until| seconds(until.since(now))),
@@ -63,11 +63,6 @@ impl Limits {
         // The largest first: what is wrapped is turned round.
         best.into_sorted_vec().into_iter().filter_map(told).collect()
     }
-}
-
-/// A handle as text.
-pub fn shown(handle: Handle) -> String {
-    format!("#{:016x}", handle.0)
 }
 
 impl Limit {
@@ -97,6 +92,7 @@ impl Limit {
     pub fn said(&self, seen: &Seen) -> String {
         let (left, wait) = (seen.left, in_seconds(seen.wait));
         match seen.decision {
+            Decision::Allowed if self.strict => format!("passes as far as this node knows, then {left} left; Redis has the last word"),
             Decision::Allowed if self.waits() => format!("passes, {left} left; it counts once there is a response"),
             Decision::Allowed => format!("passes, then {left} left"),
             Decision::Blocked => format!("refused, room again in {wait}"),

@@ -7,8 +7,11 @@
 //!
 //! A key's hash says which set, and is kept whole (64 bits), so that two clients share a counter once in 2^60. The
 //! hash is keyed: nobody outside can choose addresses that fall into one set. Where a set is full, what is over
-//! goes first, then who was counted least, then the oldest; who is refused for a time goes last.
+//! goes first, then who used the smallest share of what it may; who is refused goes last of these, and who is refused for a
+//! time after all others.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -26,6 +29,19 @@ const TICKS: u64 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Handle(pub u64);
 
+impl fmt::Display for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Handle {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
 /// What is known of a client under a limit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Entry {
@@ -38,6 +54,8 @@ pub struct Entry {
     /// The limit, by its number.
     pub limit: u16,
     flags: u8,
+    /// How much of what it may it had used when it was last counted: 1 to 255, and 255 where it was refused.
+    share: u8,
 }
 
 /// It is refused until `at`.
@@ -50,8 +68,9 @@ const DRY: u8 = 4;
 const NAMED: u8 = 8;
 /// Other nodes shall hear of it, and it waits to be told.
 const TOLD: u8 = 16;
-/// It was let begin anew.
-const ANEW: u8 = 32;
+/// How often it was let begin anew, modulo four.
+const GENERATION: u8 = 32 | 64;
+const GENERATIONS: u8 = 32;
 
 impl Entry {
     /// Until when it is refused. `dry`: is the limit only tried out?
@@ -63,21 +82,16 @@ impl Entry {
     /// Refuses it until `until`.
     pub fn punish(&mut self, until: Moment, dry: bool) {
         self.flags = self.flags & !DRY | PENALTY | if dry { DRY } else { 0 };
-        self.at = self.stamp(until);
-    }
-
-    /// A tick is long enough for a program to begin anew several times by the same clearance: after the first time
-    /// a refusal counts as one of two ticks later.
-    fn stamp(&self, at: Moment) -> u32 {
-        ticks(at).saturating_add(if self.flags & ANEW != 0 { 2 } else { 0 })
+        self.at = ticks(until);
     }
 
     /// It is refused; is this the first time since something passed?
     pub fn refuse(&mut self, now: Moment) -> bool {
         let first = self.flags & OVER == 0;
         self.flags |= OVER;
+        self.share = u8::MAX;
         if first && self.flags & PENALTY == 0 {
-            self.at = self.stamp(now);
+            self.at = ticks(now);
         }
         first
     }
@@ -85,6 +99,17 @@ impl Entry {
     /// It passed.
     pub fn pass(&mut self) {
         self.flags &= !(OVER | PENALTY | DRY);
+    }
+
+    /// Remembers how much of `most` is left.
+    pub fn weigh(&mut self, left: u32, most: u32) {
+        let used = u64::from(most.saturating_sub(left)) * 254 / u64::from(most.max(1));
+        self.share = u8::try_from(used).unwrap_or(u8::MAX).max(1);
+    }
+
+    /// Tells one time that it began anew from another: a challenge that was made before does not count after.
+    pub fn generation(&self) -> u8 {
+        (self.flags & GENERATION) / GENERATIONS
     }
 
     /// When it was first refused, `timeout` being the length of a penalty.
@@ -111,6 +136,11 @@ impl Entry {
         new
     }
 
+    /// Its name was not written down.
+    pub fn unname(&mut self) {
+        self.flags &= !NAMED;
+    }
+
     /// They heard.
     pub fn told(&mut self) {
         self.flags &= !TOLD;
@@ -120,21 +150,18 @@ impl Entry {
     pub fn clear(&mut self) {
         self.count = Count::default();
         self.pass();
-        self.flags |= ANEW;
+        let next = (self.flags & GENERATION).wrapping_add(GENERATIONS) & GENERATION;
+        self.flags = self.flags & !GENERATION | next;
     }
 
-    fn is_penalised(&self, now: Moment) -> bool {
-        self.flags & PENALTY != 0 && moment(self.at) > now
-    }
-
-    /// Worth keeping: the least goes first.
-    fn worth(&self, now: Moment) -> (bool, u64) {
-        (self.is_penalised(now), self.count.weight(now))
+    /// Worth keeping: the least goes first. Of limits of every kind the share that was used is comparable.
+    fn worth(&self, now: Moment) -> (bool, u8) {
+        (self.penalty(false, now).is_some(), if self.count.is_over(now) { 0 } else { self.share.max(1) })
     }
 
     /// Is there nothing to remember of it?
     pub fn is_over(&self, now: Moment) -> bool {
-        !self.is_penalised(now) && self.count.is_over(now)
+        self.count.is_over(now) && (self.flags & PENALTY == 0 || moment(self.at) <= now)
     }
 }
 
@@ -244,7 +271,7 @@ impl Table {
         if let Some(mut entry) = set.find(&tags, tag, upper) {
             return change(&mut entry);
         }
-        // Empty, over, least counted; of equals where it is looked for first.
+        // Empty, over, least used; of equals where it is looked for first.
         let first = Set::preferred(tag);
         let worth = |way: usize| {
             let used = tags.get(way).is_some_and(|tag| *tag != 0);
@@ -321,7 +348,11 @@ mod tests {
     }
 
     fn take(table: &Table, n: u64, now: Moment) -> bool {
-        table.with(handle(n), 0, now, |entry| entry.count.take(&QUOTA, 1, now).fits)
+        table.with(handle(n), 0, now, |entry| {
+            let used = entry.count.take(&QUOTA, 1, now);
+            entry.weigh(used.left.saturating_sub(1), QUOTA.requests);
+            used.fits
+        })
     }
 
     #[test]
@@ -362,6 +393,27 @@ mod tests {
     }
 
     #[test]
+    fn shares_count_whatever_the_limit() {
+        let table = Table::new(1 << 20);
+        let logins = Quota { requests: 5, ..QUOTA };
+        let bucket = Quota { algorithm: Algorithm::TokenBucket { burst: 50 }, requests: 1, ..QUOTA };
+        let count = |n: u64, quota: &Quota, times: u32| {
+            for _ in 0..times {
+                table.with(handle(n), 0, at(1), |entry| {
+                    let used = entry.count.take(quota, 1, at(1));
+                    entry.weigh(used.left.saturating_sub(1), quota.most());
+                });
+            }
+        };
+        count(7, &logins, 4);
+        for n in 1_000..50_000 {
+            count(n, &QUOTA, 6);
+            count(n + 1_000_000, &bucket, 1);
+        }
+        assert!(table.get(handle(7)).is_some(), "four of five are more than six of a thousand, or an hour's token of fifty");
+    }
+
+    #[test]
     fn what_is_over_makes_room_without_a_word() {
         let table = Table::new(1);
         for n in 0..15 {
@@ -394,7 +446,6 @@ mod tests {
         assert!(entry.tell());
         entry.clear();
         assert!(entry.is_over(at(8)) && entry.penalty(false, at(8)).is_none());
-        entry.refuse(at(9));
-        assert!(entry.refused_at(Duration::ZERO) > Some(at(9)), "what cleared it a moment ago does not do so again");
+        assert_eq!(entry.generation(), 1, "what was made before does not clear it again");
     }
 }

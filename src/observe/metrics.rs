@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::UNIX_EPOCH;
 
+use parking_lot::Mutex;
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -54,6 +55,8 @@ pub struct Metrics {
     limit_decisions: IntCounterVec,
     limit_table: [IntGauge; 3],
     limit_evictions: [IntCounter; 2],
+    /// One at a time: counters are brought up to what tables counted.
+    turn: Mutex<()>,
     shed: IntCounterVec,
     region_bound: IntGaugeVec,
     not_retried: [IntCounter; Stop::ALL.len()],
@@ -241,6 +244,7 @@ impl Metrics {
             waf_matches,
             limit_decisions,
             limit_table,
+            turn: Mutex::new(()),
             shed,
             region_bound,
             limit_evictions: ["counted", "penalised"].map(|kind| limit_evictions.with_label_values(&[kind])),
@@ -405,6 +409,7 @@ impl Metrics {
 
     /// All metrics in the text format, with what is only known at this moment.
     pub fn render(&self, live: &Live, learned_areas: usize, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
+        let _turn = self.turn.lock();
         // Upstreams of the present only: whatever was removed is gone from here at once.
         for gauges in [&self.upstream_usable, &self.upstream_in_flight, &self.dns_stale, &self.region_bound] {
             gauges.reset();

@@ -5,7 +5,8 @@
 //! ratio of how long a request takes when nothing waits to how long it takes now, and is given some headroom on top
 //! (the gradient of Netflix's concurrency-limits). Envoy finds "when nothing waits" by holding a region to three
 //! requests at once every minute; here it is the least that was seen. It goes up where what takes longer cannot be
-//! waiting: while the limit does not bind, and where a lower limit did not make answers come sooner.
+//! waiting: while the limit does not bind, or is the least that may be, and where a lower limit did not make answers
+//! come sooner.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -21,6 +22,8 @@ const WINDOW: Duration = Duration::from_millis(200);
 const ENOUGH: u32 = 20;
 /// What happens seldom is not waited for for ever.
 const LONGEST: Duration = Duration::from_secs(2);
+/// However long an answer takes, this is learned from at least so often.
+const SLOWEST: Duration = Duration::from_secs(10);
 /// So much longer than without waiting is as it should be.
 const TOLERANCE: f64 = 1.5;
 /// A window changes the limit by at most this factor downwards.
@@ -113,8 +116,8 @@ impl Adaptive {
         }
     }
 
-    /// An answer took this long, with so many at once; or there was none for so long.
-    pub fn measured(&self, took: Duration, in_flight: u32, bounds: Bounds, now: Moment) {
+    /// An answer took this long, with so many at once; or there was none for so long. Is there more room now?
+    pub fn measured(&self, took: Duration, in_flight: u32, bounds: Bounds, now: Moment) -> bool {
         if let Some(count) = self.times.get(step(took)) {
             count.fetch_add(1, Relaxed);
         }
@@ -125,12 +128,15 @@ impl Adaptive {
         let began = self.began.load(Relaxed);
         let lasts = now.since(Moment(Duration::from_millis(began)));
         if lasts < WINDOW.max(Duration::from_millis(self.lasts.load(Relaxed))) || (seen < ENOUGH && lasts < LONGEST) {
-            return;
+            return false;
         }
         // One of those who see its end closes the window.
-        if self.began.compare_exchange(began, now.millis(), Relaxed, Relaxed).is_ok() {
+        let before = self.limit(bounds);
+        let closes = self.began.compare_exchange(began, now.millis(), Relaxed, Relaxed).is_ok();
+        if closes {
             self.close(bounds);
         }
+        closes && self.limit(bounds) > before
     }
 
     /// Learns from a window.
@@ -151,12 +157,13 @@ impl Adaptive {
         if median <= 0.0 {
             return;
         }
-        self.lasts.store((median * 2.0 / 1_000.0) as u64, Relaxed);
+        self.lasts.store(((median * 2.0 / 1_000.0) as u64).min(SLOWEST.as_millis() as u64), Relaxed);
         let limit = f64::from(self.limit(bounds));
         let mut learned = self.learned.lock();
         // What was measured now was let in under the limit of the window before.
         let under = std::mem::replace(&mut learned.limit, limit);
-        let base = learned.base(median, under, bound);
+        // What the least that may be is held to does not wait because of too many.
+        let base = learned.base(median, under, bound && under > f64::from(bounds.min));
         drop(learned);
         let gradient = (base * TOLERANCE / median).clamp(STEEPEST, 1.0);
         // What is not used says nothing about more of it.
@@ -297,6 +304,24 @@ mod tests {
         let (adaptive, mut region) = (Adaptive::default(), Region::new(5_000, 100_000));
         region.play(&adaptive, 0, 40, 20_000);
         assert_eq!(adaptive.limit(BOUNDS), 1_000);
+    }
+
+    #[test]
+    fn quick_errors_at_first_do_not_hold_it_down_for_ever() {
+        let bounds = Bounds { min: 40, max: 200 };
+        let adaptive = Adaptive::default();
+        let answers = |from: u64, windows: u64, took: u64| {
+            for window in from..from + windows {
+                for n in 0..30 {
+                    adaptive.pressed();
+                    let at = Moment(Duration::from_millis(window * 500 + n));
+                    adaptive.measured(Duration::from_millis(took), 40, bounds, at);
+                }
+            }
+        };
+        answers(1, 5, 1);
+        answers(6, 100, 50);
+        assert!(adaptive.limit(bounds) > 40, "{} with {:?}", adaptive.limit(bounds), adaptive.base());
     }
 
     #[test]

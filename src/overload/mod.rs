@@ -45,7 +45,7 @@ pub struct Class {
     pub name: Arc<str>,
     /// Which requests are of it; none: those that no other names.
     pub filter: Option<Filter>,
-    /// The part of every bound that it may fill, in percent.
+    /// The part that it may fill of every bound of regions, upstreams, routes and the process, in percent.
     pub share: Share,
 }
 
@@ -82,6 +82,17 @@ pub enum Shed {
 impl Shed {
     /// Every reason.
     pub const ALL: [Self; 5] = [Self::Client, Self::Route, Self::Total, Self::Region, Self::Connections];
+
+    /// In words.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Client => "its client has too many at once",
+            Self::Route => "its route has too many at once",
+            Self::Total => "all together have too many at once",
+            Self::Region => "no region has room",
+            Self::Connections => "there are too many connections",
+        }
+    }
 
     /// The metric label.
     pub fn label(self) -> &'static str {
@@ -142,6 +153,13 @@ impl Clients {
         }
         *count += 1;
         true
+    }
+
+    /// How many a client has.
+    pub fn has(&self, client: IpAddr) -> u32 {
+        let hash = self.hasher.hash_one(client);
+        let shard = self.shards.get(hash as usize % SHARDS);
+        shard.and_then(|shard| shard.lock().get(&(hash, client)).copied()).unwrap_or(0)
     }
 
     /// Gives one back.
@@ -234,9 +252,17 @@ impl Overload {
         Ok(places)
     }
 
-    /// The same, without taking anything.
+    /// Would it be admitted now? Nothing is taken.
     pub fn would_admit(&self, ip: IpAddr, class: u8, route: Option<(&Arc<AtomicU32>, u32)>) -> Result<(), Shed> {
-        self.admit(ip, class, route).map(drop)
+        let share = self.share(class);
+        let full = |count: &AtomicU32, most: u32| count.load(Relaxed) >= share.of(most);
+        let client = self.prefixes.network(ip);
+        match (self.total, route, self.per_client) {
+            (Some(most), ..) if full(&self.load.requests, most) => Err(Shed::Total),
+            (_, Some((count, most)), _) if full(count, most) => Err(Shed::Route),
+            (.., Some(most)) if self.load.clients.has(client) >= most => Err(Shed::Client),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -272,6 +298,8 @@ mod tests {
         assert_eq!(admit(0).err(), Some(Shed::Total));
         drop(low);
         assert_eq!(admit(1).err(), Some(Shed::Total), "five of ten are taken, whoever has them");
+        assert_eq!(overload.would_admit(ip("192.0.2.1"), 1, None), Err(Shed::Total));
+        assert_eq!(overload.would_admit(ip("192.0.2.1"), 0, None), Ok(()));
         drop(high);
         assert!(admit(1).is_ok() && overload.load.requests() == 0);
     }

@@ -88,6 +88,11 @@ pub enum Room {
 }
 
 impl Limits {
+    /// What requests may fill that may fill this part.
+    pub fn shared(self, share: Share) -> Self {
+        Self { hard: self.hard.map(|hard| share.of(hard)), soft: self.soft.map(|soft| share.of(soft)) }
+    }
+
     /// The room that `in_flight` requests leave.
     pub fn room(self, in_flight: u32) -> Room {
         match (self.hard, self.soft) {
@@ -164,7 +169,7 @@ impl Region {
             (Some(hard), Some(found)) => Some(hard.min(found)),
             (hard, found) => hard.or(found),
         };
-        Limits { hard: hard.map(|hard| share.of(hard)), soft: self.limits.soft.map(|soft| share.of(soft)) }
+        Limits { hard, soft: self.limits.soft }.shared(share)
     }
 
     /// How much of it is usable, and how much of that an operator leaves it. Backups count once nothing else

@@ -19,6 +19,11 @@ const PERIODS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Dur
 const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 /// The least memory.
 const LEAST: u64 = 1 << 20;
+/// The most.
+const MOST: u64 = 16 << 30;
+
+/// What many clients have in common.
+const SHARED: [&str; 4] = ["country", "asn", "host", "path"];
 
 impl Compiler<'_> {
     pub(super) fn limits(&mut self, limits: &typed::Limits, cluster: bool) -> Limits {
@@ -27,10 +32,16 @@ impl Compiler<'_> {
         if memory.0 < LEAST {
             self.error(key_path!["limits", "memory"], "expected at least `1MiB`");
         }
-        if rules.is_empty() {
-            return Limits::default();
+        if memory.0 > MOST {
+            self.error(key_path!["limits", "memory"], "expected at most `16GiB`");
         }
-        let ledger = self.memory.ledger(memory.0.max(LEAST), cluster);
+        let prefixes = Prefixes { ipv4: ipv4_prefix, ipv6: ipv6_prefix };
+        // The first configuration settles it: another is refused as a change that needs a restart.
+        self.memory.settle(memory.0.clamp(LEAST, MOST), cluster);
+        if rules.is_empty() {
+            return Limits { prefixes, ..Limits::default() };
+        }
+        let ledger = self.memory.ledger();
         let mut ids: Vec<&Name> = Vec::new();
         let mut compiled = Vec::new();
         for (i, rule) in rules.iter().enumerate() {
@@ -41,7 +52,6 @@ impl Compiler<'_> {
             ids.push(&rule.id);
             compiled.extend(self.limit(&at, rule, cluster, ledger.number(&rule.id.0)));
         }
-        let prefixes = Prefixes { ipv4: ipv4_prefix, ipv6: ipv6_prefix };
         Limits { rules: compiled.into(), prefixes, ledger: Some(ledger) }
     }
 
@@ -99,6 +109,12 @@ impl Compiler<'_> {
         }
         let strict = *consistency == typed::Consistency::Strict;
         self.together(at, limit, cluster, late);
+        let challenges = !matches!(action, typed::LimitAction::Block | typed::LimitAction::Log);
+        let shared = |by: &typed::By| matches!(by, typed::By::Expression(text) if SHARED.contains(&text.as_str()));
+        if challenges && limit.by.iter().all(shared) {
+            let problem = Problem::warning(at.join("by"), "one client that passes the challenge lets all begin anew that are counted with it");
+            self.problems.push(problem.hint("count by `ip.src` as well, or use `action: block`"));
+        }
         let action = match action {
             typed::LimitAction::Block => Action::Block(self.limit_answer(at, response.as_ref())),
             typed::LimitAction::Challenge => Action::Challenge(Kind::Challenge),
@@ -135,6 +151,9 @@ impl Compiler<'_> {
                 let problem = Problem::error(at.join(key), format!("`{key}` is about other nodes, and there are none"));
                 self.problems.push(problem.hint("add `cluster: { redis: redis://… }`"));
             }
+        }
+        if deny && !sliding {
+            self.error(at.join("failure_mode"), "only `algorithm: sliding` is shared with other nodes");
         }
         if strict && late {
             self.error(at.join("consistency"), "what counts by the response cannot be asked about before it");

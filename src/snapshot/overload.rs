@@ -30,6 +30,9 @@ impl Compiler<'_> {
             if classes.iter().take(i).any(|c| c.name == class.name) {
                 self.error(at.join("name"), format!("another class is called `{}` too", class.name));
             }
+            if class.name.0 == "none" {
+                self.error(at.join("name"), "`none` is what metrics call connections, which have no class yet");
+            }
             let filter = match &class.expression {
                 Some(source) => self.filter(&at.join("expression"), source, Phase::Routed),
                 None if other.is_some() => {
@@ -49,6 +52,10 @@ impl Compiler<'_> {
             self.error(key_path!["overload", "classes"], "expected at most 50 classes");
         }
         // What no class takes is less important than all that have a name.
+        if let Some(i) = classes.iter().position(|class| class.name.0 == "default").filter(|_| other.is_none()) {
+            let problem = Problem::error(key_path!["overload", "classes", i, "name"], "`default` is what no other class takes");
+            self.problems.push(problem.hint("give it another name, or leave its `expression` out"));
+        }
         let other = other.unwrap_or_else(|| {
             let share = Share(default_share(compiled.len()));
             compiled.push(Class { name: "default".into(), filter: None, share });

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::kept::{Now, replace};
@@ -15,6 +16,7 @@ use crate::proxy::clock;
 use crate::state::State;
 
 const FILE: &str = "bans.json";
+const VERSION: u32 = 1;
 /// Penalties are written so long after the first that is new; more often, an attack would keep the disk busy.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Writing takes at most a part of the time in so many.
@@ -47,11 +49,12 @@ pub fn restore(dir: &Path, ledger: &Ledger) -> io::Result<usize> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
     };
-    let saved = match serde_json::from_str::<Saved>(&text) {
+    let saved = serde_json::from_str::<Saved>(&text).map_err(|error| error.to_string());
+    let saved = match saved.and_then(|saved| if saved.version == VERSION { Ok(saved) } else { Err("another version".to_owned()) }) {
         Ok(saved) => saved,
         Err(error) => {
             let aside = dir.join(format!("{FILE}.bad"));
-            tracing::error!(%error, file = %aside.display(), "penalties cannot be read and are forgotten");
+            tracing::error!(error, file = %aside.display(), "penalties cannot be read and are forgotten");
             std::fs::rename(dir.join(FILE), aside)?;
             return Ok(0);
         }
@@ -59,18 +62,18 @@ pub fn restore(dir: &Path, ledger: &Ledger) -> io::Result<usize> {
     let now = Now::new();
     let mut restored = 0;
     for Kept { limit, key, handle, until } in saved.bans {
-        let (Ok(handle), until) = (u64::from_str_radix(&handle, 16), now.moment(until)) else { continue };
+        let (Ok(handle), until) = (handle.parse::<Handle>(), now.moment(until)) else { continue };
         if until > now.moment {
             let ban = Ban { limit: limit.as_str().into(), key: key.into(), until };
-            ledger.ban(Handle(handle), ledger.number(&limit), ban, now.moment);
+            ledger.ban(handle, ledger.number(&limit), ban, now.moment);
             restored += 1;
         }
     }
     Ok(restored)
 }
 
-/// Writes penalties down as they come and go, for ever.
-pub async fn run(state: Arc<State>, dir: Option<std::path::PathBuf>) {
+/// Writes penalties down as they come and go, for ever. `restored`: those of an earlier process are in force.
+pub async fn run(state: Arc<State>, dir: Option<std::path::PathBuf>, mut restored: bool) {
     let mut failed = false;
     loop {
         let Some(ledger) = state.memory.known_ledger() else {
@@ -79,16 +82,24 @@ pub async fn run(state: Arc<State>, dir: Option<std::path::PathBuf>) {
         };
         // First listen, then look.
         let changed = ledger.book.changed.listen();
+        let began = Instant::now();
         if let Some(dir) = dir.clone() {
-            let (began, theirs) = (Instant::now(), ledger.clone());
-            let saved = tokio::task::spawn_blocking(move || save(&dir, &theirs)).await;
-            let error = saved.map_err(io::Error::other).and_then(|saved| saved).err();
+            let theirs = ledger.clone();
+            // The first limit may come with a reload: what is on disk is older than all that it knows.
+            let first = !std::mem::replace(&mut restored, true);
+            let saved = tokio::task::spawn_blocking(move || {
+                if first {
+                    restore(&dir, &theirs)?;
+                }
+                save(&dir, &theirs)
+            });
+            let error = saved.await.map_err(io::Error::other).and_then(|saved| saved).err();
             if let Some(error) = error.as_ref().filter(|_| !failed) {
                 tracing::error!(%error, "penalties cannot be written to state_dir, and would not survive a restart");
             }
             failed = error.is_some();
-            tokio::time::sleep(PAUSE.max(began.elapsed() * SHARE)).await;
         }
+        tokio::time::sleep(PAUSE.max(began.elapsed() * SHARE)).await;
         // Wakes without a change only to tidy up.
         let _ = tokio::time::timeout(TIDY, changed).await;
         let now = clock::now();
@@ -98,16 +109,19 @@ pub async fn run(state: Arc<State>, dir: Option<std::path::PathBuf>) {
 
 /// Writes all of them. Blocks on disk.
 pub fn save(dir: &Path, ledger: &Ledger) -> io::Result<()> {
+    // The last one, when the process ends, may meet another.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock();
     let now = Now::new();
     let kept = |(handle, ban): (Handle, Ban)| Kept {
         limit: ban.limit.to_string(),
         key: ban.key.to_string(),
-        handle: format!("{:016x}", handle.0),
+        handle: handle.to_string(),
         until: now.unix(ban.until),
     };
     let bans: Vec<_> = ledger.book.bans(now.moment).into_iter().map(kept).collect();
     if bans.is_empty() && !dir.join(FILE).exists() {
         return Ok(());
     }
-    replace(dir, FILE, &serde_json::to_vec(&Saved { version: 1, bans })?, 0o600)
+    replace(dir, FILE, &serde_json::to_vec(&Saved { version: VERSION, bans })?, 0o600)
 }

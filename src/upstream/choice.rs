@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::failure::{Failure, Stop};
 use super::plan::{Mode, PER_REGION, Plan};
+use crate::overload::Share;
 use crate::regions::balance::{Member, Members};
 use crate::regions::endpoint::{Endpoint, Standing};
 use crate::regions::steering::{Order, Why};
@@ -149,8 +150,11 @@ impl Plan {
     pub(super) fn learn(&self, regions: &[Region], now: Moment) {
         let Some(last) = self.tries.last().filter(|_| self.mode == Mode::Commit) else { return };
         let Some(region) = regions.get(usize::from(last.region.0)) else { return };
-        if let Some(bounds) = region.adaptive {
-            region.state.adaptive.measured(now.since(last.started), region.state.in_flight(), bounds, now);
+        if let Some(bounds) = region.adaptive
+            && region.state.adaptive.measured(now.since(last.started), region.state.in_flight(), bounds, now)
+        {
+            // There is more room: whoever waits for some may look.
+            region.state.room.freed.notify(usize::MAX);
         }
     }
 
@@ -178,11 +182,12 @@ impl Plan {
             Standing::Resting { until: _ } => (Shape::Resting, false),
             Standing::Ejected { until: _ } | Standing::Down => (Shape::Ejected, false),
         };
-        let own_room = region.bounds(self.share).room(region.state.in_flight());
-        if own_room == Room::None && self.mode == Mode::Commit {
+        let in_flight = region.state.in_flight();
+        let of_region = region.bounds(self.share).room(in_flight);
+        if of_region == Room::None && self.mode == Mode::Commit && region.bounds(Share::ALL).room(in_flight) == Room::None {
             region.state.adaptive.pressed();
         }
-        let room = match own_room.max(upstream.limits.room(endpoint.in_flight())) {
+        let room = match of_region.max(upstream.limits.shared(self.share).room(endpoint.in_flight())) {
             Room::Enough => Shape::Usable,
             Room::Little => Shape::Busy,
             Room::None => {

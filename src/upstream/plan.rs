@@ -252,7 +252,7 @@ impl Plan {
         // Another request may be faster at each of these; what it took counts in the next round.
         for _ in 0..4 {
             let Some(region) = backends.regions.get(usize::from(choice.region.0)) else { break };
-            let limit = region.upstreams.get(usize::from(choice.upstream)).and_then(|u| u.limits.hard);
+            let limit = region.upstreams.get(usize::from(choice.upstream)).and_then(|u| u.limits.shared(self.share).hard);
             let Some(endpoint) = &choice.endpoint else { break };
             let claimed = !choice.trial || endpoint.health.claim_trial(now);
             if claimed {
@@ -323,7 +323,10 @@ impl Plan {
             && let Some((took, endpoint)) = first_byte.zip(self.endpoint())
         {
             endpoint.measured(took, now);
-            self.learn(backends.regions, now);
+            // Errors may be quick, and say nothing of how much is too much.
+            if status < 500 {
+                self.learn(backends.regions, now);
+            }
         }
         // An upstream that comes back is told at once; otherwise the body's end decides.
         let on_trial = self.tries.last().is_some_and(|t| t.trial);

@@ -3,7 +3,7 @@
 use std::hash::Hasher;
 use std::net::IpAddr;
 
-use super::{Checker, Result, Scope, Uses, is_private_expr, literal};
+use super::{Checker, Result, Scope, is_private_expr, literal};
 use crate::rules::View;
 use crate::rules::error::ExprError;
 use crate::rules::program::Node;
@@ -16,7 +16,6 @@ use crate::rules::value::{Type, Value};
 pub struct Scalar {
     node: Node,
     of: Type,
-    uses: Uses,
     private: bool,
 }
 
@@ -39,12 +38,7 @@ impl Scalar {
             let error = ExprError::new(0..source.len(), format!("this is of type {of}, and one value is needed"));
             return Err(error.hint("take one of it, as in `http.request.headers[\"x-api-key\"][0]`"));
         }
-        Ok(Self { node, of, uses: Uses(checker.uses), private })
-    }
-
-    /// What it needs.
-    pub fn uses(&self) -> Uses {
-        self.uses
+        Ok(Self { node, of, private })
     }
 
     /// May its value be something that no log should hold?
@@ -73,7 +67,7 @@ impl Scalar {
                 hasher.write_u8(0);
                 return Some(());
             }
-            Type::Ip => Value::Ip(text.split('/').next().unwrap_or(text).parse().ok()?),
+            Type::Ip => Value::Ip(text.split_once('/').map_or(text, |(ip, _)| ip).parse().ok()?),
             Type::Int => Value::Int(text.parse().ok()?),
             Type::Bool => Value::Bool(text.parse().ok()?),
             Type::Bytes | Type::Array(_) | Type::Map(_) => crate::rules::value::text(text.as_bytes()),

@@ -1,13 +1,13 @@
 //! What nodes tell each other of limits: differences of rings, penalties, and who begins anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::Cluster;
@@ -28,6 +28,11 @@ const URGENT: Duration = Duration::from_millis(10);
 const CHUNK: usize = 1_000;
 /// Clients of whom is remembered what others were told.
 const TOLD: usize = 64 << 10;
+/// How often it is looked which of them are over.
+const PRUNE: Duration = Duration::from_secs(10);
+/// No penalty of another node lasts longer than one of this node may, and no name is longer than is ever shown.
+const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+const NAME: usize = 1_024;
 /// As long as there is no limit, it is looked for one so often.
 const NO_LIMITS: Duration = Duration::from_millis(500);
 
@@ -43,30 +48,58 @@ pub(super) struct Told {
 
 /// What one node tells others.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Message {
     /// The node.
     from: String,
-    /// It is new, and wants to know where everybody is.
+    /// It does not know where the receiver is, and asks.
     #[serde(default, skip_serializing_if = "is_false")]
     hello: bool,
-    /// By limit and client: what was counted more, by age in buckets.
+    /// The answer: from here on it is known.
+    #[serde(default, skip_serializing_if = "is_false")]
+    known: bool,
+    /// By limit: what was counted more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    counts: BTreeMap<String, Vec<(String, Vec<u32>)>>,
+    counts: BTreeMap<String, Counts>,
     /// Penalties.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     bans: Vec<Penalty>,
     /// Clients that begin anew.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    resets: Vec<String>,
+    resets: Vec<Id>,
+}
+
+/// What was counted more under one limit.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Counts {
+    /// Milliseconds of a bucket.
+    width: u64,
+    /// By client: counts by age in buckets.
+    clients: Vec<(Id, Vec<u32>)>,
+}
+
+/// A handle as text.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+struct Id(Handle);
+
+impl From<Id> for String {
+    fn from(id: Id) -> Self {
+        id.0.to_string()
+    }
+}
+
+impl TryFrom<String> for Id {
+    type Error = std::num::ParseIntError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Penalty {
     limit: String,
     key: String,
-    handle: String,
+    handle: Id,
     /// Milliseconds until it ends: no two clocks have to agree.
     left: u64,
 }
@@ -75,19 +108,11 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-fn hex(handle: Handle) -> String {
-    format!("{:016x}", handle.0)
-}
-
-fn handle(hex: &str) -> Option<Handle> {
-    u64::from_str_radix(hex, 16).ok().map(Handle)
-}
-
 impl Penalty {
     fn new(handle: Handle, ban: &Ban, now: Moment) -> Self {
         let left = ban.until.since(now).as_millis();
         let left = u64::try_from(left).unwrap_or(u64::MAX);
-        Self { limit: ban.limit.to_string(), key: ban.key.to_string(), handle: hex(handle), left }
+        Self { limit: ban.limit.to_string(), key: ban.key.to_string(), handle: Id(handle), left }
     }
 }
 
@@ -106,14 +131,56 @@ fn difference(ring: &Told, before: Option<&Told>) -> Vec<u32> {
     more
 }
 
+/// What could not be told goes back, however it ends.
+struct Untold<'a> {
+    ledger: &'a Ledger,
+    news: VecDeque<News>,
+}
+
+impl Drop for Untold<'_> {
+    fn drop(&mut self) {
+        if !self.news.is_empty() {
+            self.ledger.outbox.put_back(std::mem::take(&mut self.news).into());
+        }
+    }
+}
+
+/// Whom this node knows since it connected, and who wants to know it.
+#[derive(Debug, Default)]
+pub(super) struct Acquaintances {
+    /// They told where they are: what they tell from then on is more.
+    known: HashSet<String>,
+    /// They were asked, and when.
+    asked: HashMap<String, Moment>,
+    /// They ask.
+    asking: BTreeSet<String>,
+    /// They shall be asked.
+    unknown: BTreeSet<String>,
+}
+
+/// Nodes that are remembered, of each kind: a process that was started again is another.
+const NODES: usize = 16 << 10;
+/// A node that does not answer is asked again after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Acquaintances {
+    /// Is what this node tells more than what is known of it? If not, it shall be asked.
+    fn knows(&mut self, node: &str, now: Moment) -> bool {
+        if self.known.contains(node) {
+            return true;
+        }
+        let due = self.asked.get(node).is_none_or(|then| now.since(*then) >= ASK_AGAIN);
+        if due && self.asked.len() < NODES && self.unknown.len() < NODES {
+            self.asked.insert(node.to_owned(), now);
+            self.unknown.insert(node.to_owned());
+        }
+        false
+    }
+}
+
 impl Cluster {
-    /// Tells others what is new, and newcomers everything, until the connection ends.
-    pub(super) async fn publish(
-        &self,
-        state: &State,
-        mut connection: MultiplexedConnection,
-        mut greeted: mpsc::Receiver<String>,
-    ) -> RedisResult<Infallible> {
+    /// Tells others what is new, and who asks everything, until the connection ends.
+    pub(super) async fn publish(&self, state: &State, mut connection: MultiplexedConnection) -> RedisResult<Infallible> {
         let hello = Message { from: self.node.clone(), hello: true, ..Message::default() };
         self.send(&mut connection, &self.everybody(), &hello).await?;
         let ledger = loop {
@@ -124,90 +191,113 @@ impl Cluster {
         };
         loop {
             // First listen, then look.
-            let (filled, urgent) = (ledger.outbox.filled.listen(), ledger.outbox.urgent.listen());
-            let mut news = ledger.outbox.take();
-            if news.is_empty() {
+            let (filled, urgent, met) = (ledger.outbox.filled.listen(), ledger.outbox.urgent.listen(), self.met.listen());
+            let (asking, unknown) = {
+                let mut nodes = self.nodes.lock();
+                (std::mem::take(&mut nodes.asking), std::mem::take(&mut nodes.unknown))
+            };
+            for node in asking {
+                self.tell_all(&ledger, &mut connection, &node).await?;
+            }
+            for node in unknown {
+                self.send(&mut connection, &self.only(&node), &hello).await?;
+            }
+            if ledger.outbox.is_empty() {
                 tokio::select! {
                     () = filled => {}
-                    Some(newcomer) = greeted.recv() => {
-                        self.tell_all(&ledger, &mut connection, &newcomer).await?;
-                        continue;
-                    }
+                    () = met => continue,
                 }
-                tokio::select! {
-                    () = sleep(CALM) => {}
-                    () = urgent => sleep(URGENT).await,
-                }
-                news = ledger.outbox.take();
             }
-            for chunk in news.chunks(CHUNK) {
-                self.tell(state, &ledger, chunk, &mut connection).await?;
+            tokio::select! {
+                () = sleep(CALM) => {}
+                () = urgent => sleep(URGENT).await,
+            }
+            let mut untold = Untold { ledger: &ledger, news: ledger.outbox.take().into() };
+            while !untold.news.is_empty() {
+                self.tell(state, &mut untold, &mut connection).await?;
             }
         }
     }
 
-    /// Tells others of `news`.
-    async fn tell(
-        &self,
-        state: &State,
-        ledger: &Ledger,
-        news: &[News],
-        connection: &mut MultiplexedConnection,
-    ) -> RedisResult<()> {
-        let live = state.live.load_full();
-        let now = clock::now();
+    /// Tells others of the first news, which are gone then.
+    async fn tell(&self, state: &State, untold: &mut Untold<'_>, connection: &mut MultiplexedConnection) -> RedisResult<()> {
+        let (ledger, live, now) = (untold.ledger, state.live.load_full(), clock::now());
+        let limits = &live.snapshot.limits.rules;
         let mut message = Message { from: self.node.clone(), ..Message::default() };
-        let mut told = Vec::new();
-        for news in news {
+        let (mut told, mut resets, mut count) = (Vec::new(), Vec::new(), 0);
+        self.prune(ledger, now);
+        for news in untold.news.iter().take(CHUNK) {
+            count += 1;
             match news {
                 News::Count(handle, number) => {
                     let entry = ledger.table.change(*handle, |entry| {
                         entry.told();
                         *entry
                     });
-                    let limit = live.snapshot.limits.rules.iter().find(|limit| limit.number == *number);
+                    let limit = limits.iter().find(|limit| limit.number == *number && limit.is_shared());
                     let (Some(entry), Some(limit)) = (entry, limit) else { continue };
                     let ring = ring(limit, &entry.count, now);
-                    let more = difference(&ring, self.told.lock().get(handle));
+                    let known = self.told.lock();
+                    // Of whom it is not remembered what was told nothing is told: it would be told again and again.
+                    if known.len() + told.len() >= TOLD && !known.contains_key(handle) {
+                        continue;
+                    }
+                    let more = difference(&ring, known.get(handle));
                     if !more.is_empty() {
-                        message.counts.entry(limit.id.to_string()).or_default().push((hex(*handle), more));
+                        let counts = message.counts.entry(limit.id.to_string()).or_default();
+                        counts.width = ring.width;
+                        counts.clients.push((Id(*handle), more));
                     }
                     told.push((*handle, ring));
                 }
                 News::Ban(handle, ban) => message.bans.push(Penalty::new(*handle, ban, now)),
                 News::Reset(handle) => {
+                    // What is counted from here on is more than nothing.
                     self.told.lock().remove(handle);
-                    message.resets.push(hex(*handle));
+                    told.retain(|(known, _)| known != handle);
+                    message.resets.push(Id(*handle));
+                    resets.extend(limits.iter().filter(|limit| limit.strict).map(|limit| self.counter(*handle, &limit.quota)));
                 }
             }
         }
         self.send(connection, &self.everybody(), &message).await?;
+        for key in resets {
+            redis::cmd("DEL").arg(key).query_async::<()>(connection).await?;
+        }
         // Only what was sent was told.
-        let mut all = self.told.lock();
-        for (handle, ring) in told {
-            all.insert(handle, ring);
-        }
-        if all.len() > TOLD {
-            all.retain(|handle, _| ledger.table.get(*handle).is_some_and(|entry| !entry.is_over(now)));
-        }
+        untold.news.drain(..count);
+        self.told.lock().extend(told);
         Ok(())
     }
 
-    /// Tells a newcomer what everybody else knows.
-    async fn tell_all(&self, ledger: &Ledger, connection: &mut MultiplexedConnection, newcomer: &str) -> RedisResult<()> {
+    /// Forgets what others were told of clients of whom nothing is counted any more, now and then.
+    fn prune(&self, ledger: &Ledger, now: Moment) {
+        let mut told = self.told.lock();
+        let pruned = Moment(Duration::from_millis(self.pruned.load(Relaxed)));
+        if told.len() < TOLD / 2 || now.since(pruned) < PRUNE {
+            return;
+        }
+        self.pruned.store(now.millis(), Relaxed);
+        told.retain(|handle, _| ledger.table.get(*handle).is_some_and(|entry| !entry.is_over(now)));
+    }
+
+    /// Tells a node where this one is.
+    async fn tell_all(&self, ledger: &Ledger, connection: &mut MultiplexedConnection, node: &str) -> RedisResult<()> {
         let now = clock::now();
-        let mut messages = vec![Message::default()];
+        let mut messages = Vec::new();
         let told: Vec<_> = self.told.lock().iter().map(|(handle, told)| (*handle, *told)).collect();
         for chunk in told.chunks(CHUNK) {
             let mut message = Message::default();
             for (handle, told) in chunk {
                 let Some(id) = ledger.id(told.limit) else { continue };
                 // What has aged out since is not told.
-                let passed = now.millis() / told.width.max(1) - told.bucket;
+                let passed = (now.millis() / told.width.max(1)).saturating_sub(told.bucket);
                 let mut ages = vec![0; usize::try_from(passed).unwrap_or(BUCKETS).min(BUCKETS)];
                 ages.extend(told.ages.iter().take(BUCKETS - ages.len()));
                 if ages.iter().any(|count| *count > 0) {
-                    message.counts.entry(id.into()).or_default().push((hex(*handle), ages));
+                    let counts = message.counts.entry(id.into()).or_default();
+                    counts.width = told.width;
+                    counts.clients.push((Id(*handle), ages));
                 }
             }
             messages.push(message);
@@ -216,8 +306,10 @@ impl Cluster {
             let bans = chunk.iter().map(|(handle, ban)| Penalty::new(*handle, ban, now)).collect();
             messages.push(Message { bans, ..Message::default() });
         }
-        for message in messages.into_iter().filter(|m| !m.counts.is_empty() || !m.bans.is_empty()) {
-            self.send(connection, &self.only(newcomer), &Message { from: self.node.clone(), ..message }).await?;
+        // With this it knows everything.
+        messages.push(Message { known: true, ..Message::default() });
+        for message in messages {
+            self.send(connection, &self.only(node), &Message { from: self.node.clone(), ..message }).await?;
         }
         Ok(())
     }
@@ -227,52 +319,76 @@ impl Cluster {
         redis::cmd("PUBLISH").arg(channel).arg(text).query_async(connection).await
     }
 
-    /// Takes in what another node tells; a newcomer's name, if it is one.
-    pub(super) fn received(&self, state: &State, payload: &[u8]) -> Option<String> {
+    /// Takes in what another node tells; `own`: it tells this node alone.
+    pub(super) fn received(&self, state: &State, payload: &[u8], own: bool) {
         let message = match serde_json::from_slice::<Message>(payload) {
-            Ok(message) if message.from == self.node => return None,
+            Ok(message) if message.from == self.node || message.from.len() > 64 => return,
             Ok(message) => message,
             Err(error) => {
                 tracing::debug!(%error, "a message of the cluster is not understood");
-                return None;
+                return;
             }
         };
-        if let Some(ledger) = state.memory.known_ledger() {
-            self.take_in(state, &ledger, &message);
+        let now = clock::now();
+        let mut nodes = self.nodes.lock();
+        if message.hello && nodes.asking.len() < NODES {
+            nodes.asking.insert(message.from.clone());
         }
-        message.hello.then_some(message.from)
+        // Differences of one whose beginning was missed say nothing; the answer that is on its way has them. A second
+        // answer says nothing new.
+        let counts = if own { !nodes.known.contains(&message.from) } else { nodes.knows(&message.from, now) };
+        if message.known && nodes.known.len() < NODES {
+            nodes.known.insert(message.from.clone());
+            nodes.asked.remove(&message.from);
+        }
+        let wakes = !nodes.asking.is_empty() || !nodes.unknown.is_empty();
+        drop(nodes);
+        if wakes {
+            self.met.notify(usize::MAX);
+        }
+        if let Some(ledger) = state.memory.known_ledger() {
+            self.take_in(state, &ledger, &message, counts, now);
+        }
     }
 
-    fn take_in(&self, state: &State, ledger: &Ledger, message: &Message) {
+    fn take_in(&self, state: &State, ledger: &Ledger, message: &Message, counts: bool, now: Moment) {
         let live = state.live.load_full();
-        let now = clock::now();
         let known = |id: &str| live.snapshot.limits.rules.iter().find(|limit| *limit.id == *id);
-        for (id, clients) in &message.counts {
-            let (Some(limit), Some(others)) = (known(id), &ledger.others) else { continue };
-            for (hex, ages) in clients {
-                let Some(handle) = handle(hex) else { continue };
-                others.with(handle, limit.number, now, |entry| {
-                    for (age, count) in (0..).zip(ages).filter(|(_, count)| **count > 0) {
+        for (id, Counts { width, clients }) in message.counts.iter().filter(|_| counts) {
+            let (Some(limit), Some(others)) = (known(id).filter(|limit| limit.is_shared()), &ledger.others) else { continue };
+            // A node in the middle of a reload counts in other buckets.
+            if *width != self::width(limit) {
+                continue;
+            }
+            for (Id(handle), ages) in clients {
+                others.with(*handle, limit.number, now, |entry| {
+                    for (age, count) in (0..).zip(ages).take(BUCKETS).filter(|(_, count)| **count > 0) {
                         entry.count.add_aged(&limit.quota, *count, age, now);
                     }
+                    entry.weigh(entry.count.used(&limit.quota, 1, now).left, limit.quota.most());
                 });
             }
         }
         for penalty in &message.bans {
-            let (Some(limit), Some(handle)) = (known(&penalty.limit), handle(&penalty.handle)) else { continue };
-            let until = now.after(Duration::from_millis(penalty.left));
-            let ban = Ban { limit: limit.id.clone(), key: penalty.key.as_str().into(), until };
-            ledger.ban(handle, limit.number, ban, now);
+            let Some(limit) = known(&penalty.limit) else { continue };
+            let until = now.after(Duration::from_millis(penalty.left).min(LONGEST));
+            let key: String = penalty.key.chars().filter(|c| !c.is_control()).take(NAME).collect();
+            let ban = Ban { limit: limit.id.clone(), key: key.into(), until };
+            ledger.ban(penalty.handle.0, limit.number, ban, now);
         }
-        for handle in message.resets.iter().filter_map(|hex| handle(hex)) {
-            self.told.lock().remove(&handle);
-            ledger.reset(handle, false);
+        for Id(handle) in &message.resets {
+            self.told.lock().remove(handle);
+            ledger.reset(*handle, false);
         }
     }
 }
 
+fn width(limit: &Limit) -> u64 {
+    u64::try_from(limit.quota.bucket().as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
 fn ring(limit: &Limit, count: &crate::limits::quota::Count, now: Moment) -> Told {
-    let width = u64::try_from(limit.quota.bucket().as_millis()).unwrap_or(u64::MAX).max(1);
+    let width = width(limit);
     Told { limit: limit.number, ages: count.ages(&limit.quota, now), bucket: now.millis() / width, width }
 }
 

@@ -1,7 +1,7 @@
 //! Other nodes, through Redis or Valkey. Requests are decided on what this node knows; the rest happens here.
 //!
 //! ```text
-//!  limits ─ outbox ─► every 10 to 50 ms, what is new ─► PUBLISH ─► other nodes: `Ledger::others`
+//!  limits ─ outbox ─► after 10 to 50 ms, what is new ─► PUBLISH ─► other nodes: `Ledger::others`
 //!  orders for regions ──────────────────────────────► XADD ────► other nodes, also those that were away
 //!  a limit with `consistency: strict` ─ 5 ms ────────► one script, and a breaker before it
 //! ```
@@ -20,15 +20,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use event_listener::Event;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisResult, Script};
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::config;
-use crate::limits::quota::Used;
+use crate::limits::quota::{Quota, Used};
 use crate::limits::table::Handle;
 use crate::limits::{Question, Shared};
 use crate::proxy::clock;
@@ -60,6 +60,11 @@ pub struct Cluster {
     connected: AtomicBool,
     /// What others were told of this node's counts.
     told: Mutex<HashMap<Handle, counts::Told>>,
+    /// When it was last looked which of these are over, in milliseconds.
+    pruned: AtomicU64,
+    nodes: Mutex<counts::Acquaintances>,
+    /// A node asks, or is to be asked.
+    met: Event,
     /// Up to where orders were read.
     read: Mutex<orders::Read>,
 }
@@ -105,6 +110,9 @@ impl Cluster {
             breaker: Breaker::default(),
             connected: AtomicBool::new(false),
             told: Mutex::default(),
+            pruned: AtomicU64::new(0),
+            nodes: Mutex::default(),
+            met: Event::new(),
             read: Mutex::default(),
         })
     }
@@ -119,7 +127,7 @@ impl Cluster {
         let Some(connection) = self.strict.load_full().filter(|_| !self.breaker.is_open()) else { return Shared::Unreachable };
         let mut connection = (*connection).clone();
         let bucket = u64::try_from(question.quota.bucket().as_millis()).unwrap_or(u64::MAX);
-        let mut call = self.script.key(format!("{}:limit:{:016x}", self.name, question.handle.0));
+        let mut call = self.script.key(self.counter(question.handle, &question.quota));
         let call = call.arg(question.quota.requests).arg(bucket);
         let answer = timeout(STRICT, call.invoke_async::<(u8, u32, u64, u64)>(&mut connection)).await;
         self.breaker.record(matches!(answer, Ok(Ok(_))));
@@ -176,7 +184,8 @@ impl Cluster {
         blocking.set_response_timeout(orders::BLOCK + PATIENCE);
         let mut heard = timeout(PATIENCE, self.client.get_async_pubsub()).await.map_err(std::io::Error::from)??;
         heard.subscribe(&[self.everybody(), self.only(&self.node)]).await?;
-        // What others counted is told anew: what was missed in between is in it, and nothing twice.
+        // What others counted is told anew by each of them: what was missed in between is in it, and nothing twice.
+        *self.nodes.lock() = counts::Acquaintances::default();
         if let Some(others) = state.memory.known_ledger().as_ref().and_then(|ledger| ledger.others.as_ref()) {
             others.clear();
         }
@@ -184,14 +193,18 @@ impl Cluster {
         self.strict.store(Some(Arc::new(connect().await?)));
         self.set_connected(state, true);
         tracing::info!(name = self.name, node = self.node, "connected to the cluster's Redis");
-        let (greet, greeted) = mpsc::channel(16);
         tokio::select! {
-            ended = self.publish(state, connection.clone(), greeted) => ended,
-            ended = self.listen(state, heard, greet) => ended,
+            ended = self.publish(state, connection.clone()) => ended,
+            ended = self.listen(state, heard) => ended,
             ended = self.follow(state, blocking) => ended,
             ended = self.tell_orders(state, connection.clone()) => ended,
             ended = self.watch(state, connection) => ended,
         }
+    }
+
+    /// Where Redis counts for a strict limit. Other buckets are another counter.
+    fn counter(&self, handle: Handle, quota: &Quota) -> String {
+        format!("{}:limit:{handle}:{}", self.name, quota.bucket().as_millis())
     }
 
     /// Where every node listens.
@@ -204,13 +217,11 @@ impl Cluster {
         format!("{}:limits:{node}", self.name)
     }
 
-    async fn listen(&self, state: &State, mut heard: redis::aio::PubSub, greet: mpsc::Sender<String>) -> RedisResult<Infallible> {
+    async fn listen(&self, state: &State, mut heard: redis::aio::PubSub) -> RedisResult<Infallible> {
+        let own = self.only(&self.node);
         let mut messages = heard.on_message();
         while let Some(message) = messages.next().await {
-            if let Some(newcomer) = self.received(state, message.get_payload_bytes()) {
-                // Whoever greets when so many do so is answered by the next round of news.
-                let _ = greet.try_send(newcomer);
-            }
+            self.received(state, message.get_payload_bytes(), message.get_channel_name() == own);
         }
         Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into())
     }

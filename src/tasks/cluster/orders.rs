@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::Cluster;
-use crate::orders::Stamped;
+use crate::orders::{Given, Stamped};
 use crate::state::State;
 
 /// A read waits for so long.
@@ -24,12 +24,14 @@ const KEPT: usize = 1_000;
 /// How often it is looked whether Redis forgot them.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Up to where the stream was read.
+/// Up to where the stream was read, since the connection began.
 #[derive(Debug, Default)]
 pub(super) struct Read {
     last: Option<String>,
-    /// The time of the last order for each region that stands in it.
-    stamps: HashMap<String, u64>,
+    /// The last order for each of this node's regions that stands in it.
+    given: HashMap<String, Given>,
+    /// The regions that this node had when it began to read.
+    regions: Vec<Arc<str>>,
 }
 
 /// What stands in the stream. What is unknown is left to nodes that know it.
@@ -45,21 +47,64 @@ impl Cluster {
         format!("{}:orders", self.name)
     }
 
-    /// Reads everything that is there.
+    /// Reads everything that is there. Only the last order for each region is carried out.
     pub(super) async fn catch_up(&self, state: &Arc<State>, connection: &mut MultiplexedConnection) -> RedisResult<()> {
-        while self.read(state, connection, None).await? > 0 {}
+        let regions = state.live.load().snapshot.regions.iter().map(|region| region.name.clone()).collect();
+        *self.read.lock() = Read { regions, ..Read::default() };
+        let mut last: HashMap<String, Stamped> = HashMap::new();
+        loop {
+            let orders = self.read(connection, None).await?;
+            if orders.is_empty() {
+                break;
+            }
+            for order in orders.into_iter().flatten() {
+                match last.get_mut(&order.region) {
+                    Some(known) if known.given >= order.given => {}
+                    Some(known) => *known = order,
+                    None if self.is_ours(&order.region) => drop(last.insert(order.region.clone(), order)),
+                    None => {}
+                }
+            }
+        }
+        self.apply(state, last.into_values().collect()).await;
         Ok(())
     }
 
     /// Reads on as orders come, until the connection ends.
     pub(super) async fn follow(&self, state: &Arc<State>, mut connection: MultiplexedConnection) -> RedisResult<Infallible> {
         loop {
-            self.read(state, &mut connection, Some(BLOCK)).await?;
+            let orders = self.read(&mut connection, Some(BLOCK)).await?;
+            self.apply(state, orders.into_iter().flatten().collect()).await;
+            // A region that came with a reload may have had an order long ago.
+            let now: Vec<_> = state.live.load().snapshot.regions.iter().map(|region| region.name.clone()).collect();
+            if self.read.lock().regions != now {
+                self.catch_up(state, &mut connection).await?;
+            }
         }
     }
 
-    /// Reads the next orders; how many there were.
-    async fn read(&self, state: &Arc<State>, connection: &mut MultiplexedConnection, block: Option<Duration>) -> RedisResult<usize> {
+    fn is_ours(&self, region: &str) -> bool {
+        self.read.lock().regions.iter().any(|known| **known == *region)
+    }
+
+    /// Carries orders out, one after the other.
+    async fn apply(&self, state: &Arc<State>, orders: Vec<Stamped>) {
+        for order in orders.into_iter().filter(|order| self.is_ours(&order.region)) {
+            {
+                let mut read = self.read.lock();
+                let known = read.given.entry(order.region.clone()).or_default();
+                *known = known.clone().max(order.given.clone());
+            }
+            let theirs = state.clone();
+            // It is written down before the next.
+            if let Err(error) = tokio::task::spawn_blocking(move || theirs.orders.apply(&theirs, order)).await {
+                tracing::error!(%error, "an order of another node was not carried out");
+            }
+        }
+    }
+
+    /// Reads what comes next: an order for each entry that is one.
+    async fn read(&self, connection: &mut MultiplexedConnection, block: Option<Duration>) -> RedisResult<Vec<Option<Stamped>>> {
         let last = self.read.lock().last.clone().unwrap_or_else(|| "0".to_owned());
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(100);
@@ -69,53 +114,46 @@ impl Cluster {
         read.arg("STREAMS").arg(self.stream()).arg(last);
         // [[stream, [[id, [field, value, …]], …]]], or nothing.
         let answer: Option<Vec<(String, Vec<(String, Vec<Value>)>)>> = read.query_async(connection).await?;
-        let entries: Vec<_> = answer.into_iter().flatten().flat_map(|(_, entries)| entries).collect();
-        let found = entries.len();
-        for (id, fields) in entries {
+        let mut orders = Vec::new();
+        for (id, fields) in answer.into_iter().flatten().flat_map(|(_, entries)| entries) {
             let text = fields.chunks(2).find_map(|pair| match pair {
-                [Value::BulkString(name), Value::BulkString(value)] if name == b"event" => Some(value.clone()),
+                [Value::BulkString(name), Value::BulkString(value)] if name == b"event" => Some(value),
                 _ => None,
             });
-            match text.as_deref().map(serde_json::from_slice::<Event>) {
-                Some(Ok(Event::Region(order))) => {
-                    let stamp = (order.region.clone(), order.at);
-                    let theirs = state.clone();
-                    // It is written down before the next is read.
-                    let applied = tokio::task::spawn_blocking(move || theirs.orders.apply(&theirs, order)).await;
-                    if let Err(error) = applied {
-                        tracing::error!(%error, "an order of another node was not carried out");
-                    }
-                    let mut read = self.read.lock();
-                    let known = read.stamps.entry(stamp.0).or_default();
-                    *known = (*known).max(stamp.1);
+            orders.push(match text.map(|text| serde_json::from_slice::<Event>(text)) {
+                Some(Ok(Event::Region(order))) => Some(order),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, id, "an event of the cluster is not understood");
+                    None
                 }
-                Some(Err(error)) => tracing::debug!(%error, id, "an event of the cluster is not understood"),
-                None => tracing::debug!(id, "an event of the cluster is empty"),
-            }
+                None => None,
+            });
             self.read.lock().last = Some(id);
         }
-        Ok(found)
+        Ok(orders)
     }
 
     /// Tells others of orders that the stream does not have, until the connection ends.
-    pub(super) async fn tell_orders(&self, state: &State, mut connection: MultiplexedConnection) -> RedisResult<Infallible> {
+    pub(super) async fn tell_orders(&self, state: &Arc<State>, mut connection: MultiplexedConnection) -> RedisResult<Infallible> {
         loop {
             // First listen, then look.
             let changed = state.orders.changed.listen();
             let exists: bool = redis::cmd("EXISTS").arg(self.stream()).query_async(&mut connection).await?;
             if !exists {
-                self.read.lock().stamps.clear();
+                self.read.lock().given.clear();
             }
-            for order in state.orders.stamped(state) {
-                if self.read.lock().stamps.get(&order.region).is_some_and(|told| *told >= order.at) {
+            let theirs = state.clone();
+            let orders = tokio::task::spawn_blocking(move || theirs.orders.stamped(&theirs)).await.unwrap_or_default();
+            for order in orders {
+                if self.read.lock().given.get(&order.region).is_some_and(|told| *told >= order.given) {
                     continue;
                 }
-                let (region, at) = (order.region.clone(), order.at);
+                let (region, given) = (order.region.clone(), order.given.clone());
                 let event = serde_json::to_string(&Event::Region(order)).map_err(std::io::Error::other)?;
                 let mut add = redis::cmd("XADD");
                 add.arg(self.stream()).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg("node").arg(&self.node);
                 add.arg("event").arg(event).query_async::<()>(&mut connection).await?;
-                self.read.lock().stamps.insert(region, at);
+                self.read.lock().given.insert(region, given);
             }
             // Wakes without a change only to look whether Redis forgot.
             let _ = timeout(LOOK, changed).await;

@@ -68,7 +68,7 @@ const CALM: u8 = 25;
 /// From this threat score on nobody gets away with waiting.
 const SUSPECT: u8 = 50;
 /// Clocks of several Portolans may differ by this much.
-const SKEW: u64 = 5;
+const SKEW: Duration = Duration::from_secs(5);
 
 impl Kind {
     /// The metric label.
@@ -123,8 +123,8 @@ impl Client<'_> {
 /// A challenge, as its token tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
-    /// When it was made, in seconds since 1970.
-    pub made: u64,
+    /// When it was made, since 1970, in whole milliseconds.
+    pub made: Duration,
     /// Zero bits.
     pub bits: u8,
     /// The rule.
@@ -218,7 +218,7 @@ impl Token {
     /// As it goes out.
     pub fn sign(&self, key: &Key, client: Client<'_>) -> String {
         let Self { made, bits, rule, nonce, waits } = self;
-        let text = format!("{made:x}.{bits}.{rule:08x}.{nonce:016x}.{}", u8::from(*waits));
+        let text = format!("{:x}.{bits}.{rule:08x}.{nonce:016x}.{}", made.as_millis(), u8::from(*waits));
         let tag = key.tag(TOKEN, &client.bind(&text));
         format!("{text}.{tag}")
     }
@@ -234,7 +234,7 @@ impl Token {
             return Err(Wrong::Forged);
         }
         Ok(Self {
-            made: hex(made)?,
+            made: Duration::from_millis(hex(made)?),
             bits: bits.parse().map_err(|_| Wrong::Malformed)?,
             rule: u32::from_str_radix(rule, 16).map_err(|_| Wrong::Malformed)?,
             nonce: hex(nonce)?,
@@ -267,20 +267,19 @@ pub struct Answer<'a> {
 }
 
 impl Answer<'_> {
-    /// What the client earned by it. `known`: is this rule in force, and of which kind? Only with `spend` is
-    /// the token used up.
+    /// What the client earned by it, and the token. `known`: is this rule in force? Only with `spend` is the token used up.
     pub fn check(
         &self,
         key: &Key,
         client: Client<'_>,
         challenges: &Challenges,
-        unix: u64,
+        time: Duration,
         known: impl Fn(u32) -> bool,
         spend: bool,
-    ) -> Result<Level, Wrong> {
+    ) -> Result<(Level, Token), Wrong> {
         let token = Token::open(self.token, key, client)?;
-        let age = unix.saturating_sub(token.made);
-        if age > FRESH.as_secs() || token.made > unix.saturating_add(SKEW) {
+        let age = time.saturating_sub(token.made);
+        if age > FRESH || token.made > time.saturating_add(SKEW) {
             return Err(Wrong::Expired);
         }
         if !known(token.rule) {
@@ -289,12 +288,12 @@ impl Answer<'_> {
         let level = match self.solution {
             Some(solution) if token.solved(self.token, solution) => Level::Computed,
             Some(_) => return Err(Wrong::Unsolved),
-            None if token.waits && age >= WAIT.as_secs() => Level::Waited,
+            None if token.waits && age >= WAIT => Level::Waited,
             None => return Err(Wrong::Impatient),
         };
         let spent = if level == Level::Computed { &challenges.spent } else { &challenges.waited };
-        match spent.spend(mix(token.nonce), unix, spend) {
-            Spending::Fresh => Ok(level),
+        match spent.spend(mix(token.nonce), time.as_secs(), spend) {
+            Spending::Fresh => Ok((level, token)),
             Spending::Before => Err(Wrong::Spent),
             Spending::Full => Err(Wrong::Busy),
         }
@@ -306,26 +305,49 @@ pub fn cookie_name(tls: bool) -> &'static str {
     if tls { "__Host-portolan_clearance" } else { "portolan_clearance" }
 }
 
-/// The cookie that says what a client earned.
-pub fn clearance(level: Level, key: &Key, client: Client<'_>, time: Duration, settings: Settings, tls: bool) -> String {
+/// What a clearance says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clearance {
+    /// What the client did.
+    pub level: Level,
+    /// The rule whose challenge it was.
+    pub rule: u32,
+    /// When that was made, since 1970.
+    pub made: Duration,
+}
+
+/// The cookie that says what a client earned by the challenge of `token`.
+pub fn clearance(
+    level: Level,
+    token: &Token,
+    key: &Key,
+    client: Client<'_>,
+    time: Duration,
+    settings: Settings,
+    tls: bool,
+) -> String {
     let seconds = settings.clearance.as_secs();
     let until = time.saturating_add(settings.clearance).as_millis();
-    let text = format!("{until:x}.{}", if level == Level::Computed { 2 } else { 1 });
+    let (made, rule, did) = (token.made.as_millis(), token.rule, if level == Level::Computed { 2 } else { 1 });
+    let text = format!("{until:x}.{did}.{made:x}.{rule:08x}");
     let tag = key.tag(cookie_name(false), &client.bind(&text));
     let secure = if tls { "; Secure" } else { "" };
     format!("{}={text}.{tag}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}", cookie_name(tls))
 }
 
-/// What a clearance cookie says, if it is ours, for this client, and still counts; and how long ago it was earned.
-pub fn cleared(cookie: &str, key: &Key, client: Client<'_>, time: Duration, settings: Settings) -> Option<(Level, Duration)> {
+/// What a clearance cookie says, if it is ours, for this client, and still counts.
+pub fn cleared(cookie: &str, key: &Key, client: Client<'_>, time: Duration, settings: Settings) -> Option<Clearance> {
     let (text, tag) = cookie.rsplit_once('.').filter(|_| cookie.len() < 96)?;
-    let (until, level) = text.split_once('.')?;
+    let mut fields = text.split('.');
+    let (until, level, made, rule) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
     let left = Duration::from_millis(u64::from_str_radix(until, 16).ok()?).checked_sub(time)?;
     // A cookie from before a shorter clearance came into force does not outlive it.
     let counts = !left.is_zero() && left <= settings.clearance;
     let ours = same(&key.tag(cookie_name(false), &client.bind(text)), tag);
     let level = if level == "2" { Level::Computed } else { Level::Waited };
-    (counts && ours).then(|| (level, settings.clearance.saturating_sub(left)))
+    let made = Duration::from_millis(u64::from_str_radix(made, 16).ok()?);
+    let rule = u32::from_str_radix(rule, 16).ok()?;
+    (counts && ours).then_some(Clearance { level, rule, made })
 }
 
 #[cfg(test)]
@@ -345,12 +367,13 @@ mod tests {
     #[test]
     fn only_the_right_answer_counts() {
         let (key, challenges) = (Key::new(b"k"), Challenges::default());
-        let token = Token { made: 1_000, bits: 8, rule: 7, nonce: 42, waits: true };
+        let token = Token { made: Duration::from_secs(1_000), bits: 8, rule: 7, nonce: 42, waits: true };
         let signed = token.sign(&key, CLIENT);
         assert!((signed.len() + 1) % 64 <= 46, "{}: the browser hashes one block for each try", signed.len());
         let solution = solve(&signed, 8);
         let check = |token: &str, solution: Option<&str>, client, unix, known: bool| {
-            Answer { token, solution }.check(&key, client, &challenges, unix, |rule| known && rule == 7, true)
+            let time = Duration::from_secs(unix);
+            Answer { token, solution }.check(&key, client, &challenges, time, |rule| known && rule == 7, true).map(|(level, _)| level)
         };
         let good = Some(solution.as_str());
         for (wrong, got) in [
@@ -381,18 +404,18 @@ mod tests {
         let at = Duration::from_secs;
         let key = Key::new(b"k");
         let settings = Settings::default();
-        let cookie = clearance(Level::Waited, &key, CLIENT, at(1_000), settings, false);
+        let token = Token { made: at(990), bits: 8, rule: 7, nonce: 42, waits: true };
+        let cookie = clearance(Level::Waited, &token, &key, CLIENT, at(1_000), settings, false);
         assert!(cookie.starts_with("portolan_clearance=") && !cookie.contains("Secure"));
         let value = cookie.split(['=', ';']).nth(1).unwrap();
-        assert_eq!(cleared(value, &key, CLIENT, at(1_000), settings), Some((Level::Waited, at(0))));
-        assert_eq!(cleared(value, &key, CLIENT, at(1_007), settings), Some((Level::Waited, at(7))), "earned seven seconds ago");
+        assert_eq!(cleared(value, &key, CLIENT, at(1_000), settings), Some(Clearance { level: Level::Waited, rule: 7, made: at(990) }));
         assert_eq!(cleared(value, &key, CLIENT, at(2_800), settings), None, "over");
         assert_eq!(cleared(value, &key, Client { agent: b"", ..CLIENT }, at(1_000), settings), None);
         assert_eq!(cleared(&value.replace(".1.", ".2."), &key, CLIENT, at(1_000), settings), None);
         assert_eq!(cleared("", &key, CLIENT, at(1_000), settings), None);
         let shorter = Settings { clearance: Duration::from_secs(60), ..settings };
         assert_eq!(cleared(value, &key, CLIENT, at(1_000), shorter), None);
-        assert!(clearance(Level::Computed, &key, CLIENT, at(0), settings, true).contains("__Host-portolan_clearance=1b7740.2."));
+        assert!(clearance(Level::Computed, &token, &key, CLIENT, at(0), settings, true).contains("__Host-portolan_clearance=1b7740.2."));
         assert!(Kind::Managed.accepts(Level::Waited) && !Kind::Js.accepts(Level::Waited) && Kind::Js.accepts(Level::Computed));
     }
 
