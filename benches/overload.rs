@@ -229,13 +229,9 @@ async fn play(seconds: u64) {
         let settling = phase(&proxy, &counts, 5).await;
         let after = phase(&proxy, &counts, 5).await;
         println!("{name}: {rate} attacks a second");
-        for (what, (goodput, memory, files)) in [
-            ("before", before),
-            ("the first 5 s", first),
-            ("then", during),
-            ("the 5 s after", settling),
-            ("later", after),
-        ] {
+        for (what, (goodput, memory, files)) in
+            [("before", before), ("the first 5 s", first), ("then", during), ("the 5 s after", settling), ("later", after)]
+        {
             println!("  {what:<14} good clients get {goodput:>5.1} %, {memory} MiB, {files} open files");
         }
         counts.over.store(true, Relaxed);

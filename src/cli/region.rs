@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use super::client::AdminArgs;
 use super::{Exit, print};
-use crate::orders::Order;
 use crate::kept::rfc3339;
+use crate::orders::Order;
 
 #[derive(Debug, Args)]
 pub struct RegionCommand {

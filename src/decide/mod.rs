@@ -9,13 +9,13 @@ use smallvec::SmallVec;
 
 use crate::client::address::ClientAddress;
 use crate::client::place::Place;
+use crate::limits::{Asked as LimitsAsked, Question, Stage};
 use crate::overload::Places;
 use crate::regions::balance::{Balance, Field};
 use crate::regions::latency::Areas;
 use crate::regions::spill;
 use crate::regions::steering::{Asked, Candidate, Order, Why};
 use crate::regions::{Region, RegionId};
-use crate::limits::{Asked as LimitsAsked, Question, Stage};
 use crate::request::{Facts, Moment, hash, hash_ip, unit};
 use crate::respond::Refusal;
 use crate::routes::{Matched, Patience, Route};
@@ -117,8 +117,19 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     let client = snapshot.trust.resolve(facts.peer, facts.headers);
     let place = snapshot.databases.lookup(client.ip);
     let asker = asker(snapshot, &client, &place, now);
-    let mut trail =
-        Trail { client, place, route: None, learns: None, matches: Matches::new(), limits: LimitsAsked::default(), class: 0, places: Places::default(), path: None, changes: None, later: None };
+    let mut trail = Trail {
+        client,
+        place,
+        route: None,
+        learns: None,
+        matches: Matches::new(),
+        limits: LimitsAsked::default(),
+        class: 0,
+        places: Places::default(),
+        path: None,
+        changes: None,
+        later: None,
+    };
     if facts.path == challenge::PATH && (snapshot.waf.challenges() || snapshot.limits.challenges()) {
         let (refusal, header) = answered(snapshot, facts, &client, now, mode);
         return trail.refuse(refusal, header);

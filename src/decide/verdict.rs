@@ -28,13 +28,7 @@ fn cleared(snapshot: &Snapshot, view: &View<'_>, kind: Kind) -> Option<Clearance
 }
 
 /// Asks the limits of a stage. A refusal, if there is one; or what all nodes have to be asked.
-pub(super) fn limit(
-    snapshot: &Snapshot,
-    view: &View<'_>,
-    stage: Stage,
-    mode: Mode,
-    asked: &mut Asked,
-) -> Result<(), Limited> {
+pub(super) fn limit(snapshot: &Snapshot, view: &View<'_>, stage: Stage, mode: Mode, asked: &mut Asked) -> Result<(), Limited> {
     let solved = |kind| {
         let Clearance { level: _, rule, made } = cleared(snapshot, view, kind)?;
         let ago = view.facts.time.saturating_sub(made);
@@ -63,9 +57,7 @@ pub(super) fn limit(
     };
     Err(Limited::Refused(match (&limit.action, seen.decision) {
         (_, Said::Unavailable) => (Refusal::LimitUnavailable, None),
-        (limits::Action::Challenge(kind), _) => {
-            challenged(snapshot, view, *kind, limit.tag | u32::from(seen.generation), mode)
-        }
+        (limits::Action::Challenge(kind), _) => challenged(snapshot, view, *kind, limit.tag | u32::from(seen.generation), mode),
         (limits::Action::Block(_) | limits::Action::Log, _) => (over, None),
     }))
 }
@@ -178,7 +170,8 @@ pub(super) fn answered(
             if commit && level == Level::Computed {
                 snapshot.standing.note(client.ip, Deed::ChallengeSolved, now);
             }
-            let cookie = challenge::clearance(level, &token, &snapshot.key, asking, facts.time, snapshot.waf.challenge, facts.tls);
+            let cookie =
+                challenge::clearance(level, &token, &snapshot.key, asking, facts.time, snapshot.waf.challenge, facts.tls);
             (Refusal::ChallengePassed { waited: level == Level::Waited }, HeaderValue::from_str(&cookie).ok())
         }
         Err(wrong) => {
@@ -191,4 +184,3 @@ pub(super) fn answered(
         }
     }
 }
-

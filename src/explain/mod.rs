@@ -270,7 +270,10 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
 fn class(snapshot: &Snapshot, position: u8) -> Option<String> {
     let classes = &snapshot.overload.classes;
     let class = classes.get(usize::from(position)).filter(|_| classes.len() > 1)?;
-    Some(format!("{}: may fill {} % of what regions, upstreams, routes and the process may have at once", class.name, class.share.0))
+    Some(format!(
+        "{}: may fill {} % of what regions, upstreams, routes and the process may have at once",
+        class.name, class.share.0
+    ))
 }
 
 fn client_because(snapshot: &Snapshot, client: &ClientAddress) -> String {

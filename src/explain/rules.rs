@@ -176,7 +176,9 @@ pub(super) fn limits(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision
         let outcome = match seen {
             Some(seen) => limit.said(seen),
             None if decision.limits.is_done(limit.stage()) => "does not apply".to_owned(),
-            None if seen_last.is_some_and(|last| n < last && snapshot.limits.rules.get(last).is_some_and(|l| l.stage() == limit.stage())) => {
+            None if seen_last
+                .is_some_and(|last| n < last && snapshot.limits.rules.get(last).is_some_and(|l| l.stage() == limit.stage())) =>
+            {
                 "does not apply".to_owned()
             }
             None => "not reached".to_owned(),

@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write};
 
-use super::{AttemptSeen, Explanation, Firewall, LimitSeen, MovedFrom, OperandSeen, PatienceSeen, RequestSeen, RuleSeen, Transformed};
+use super::{
+    AttemptSeen, Explanation, Firewall, LimitSeen, MovedFrom, OperandSeen, PatienceSeen, RequestSeen, RuleSeen, Transformed,
+};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -30,8 +30,8 @@ use crate::rules::{Filter, Scalar, View};
 use crate::waf::Answer;
 use crate::waf::challenge::Kind;
 use book::Ban;
-use quota::{Algorithm, Count, Quota, Used};
 pub use ledger::Ledger;
+use quota::{Algorithm, Count, Quota, Used};
 use table::{Entry, Handle};
 
 /// The limits of a configuration.

@@ -92,7 +92,9 @@ impl Limit {
     pub fn said(&self, seen: &Seen) -> String {
         let (left, wait) = (seen.left, in_seconds(seen.wait));
         match seen.decision {
-            Decision::Allowed if self.strict => format!("passes as far as this node knows, then {left} left; Redis has the last word"),
+            Decision::Allowed if self.strict => {
+                format!("passes as far as this node knows, then {left} left; Redis has the last word")
+            }
             Decision::Allowed if self.waits() => format!("passes, {left} left; it counts once there is a response"),
             Decision::Allowed => format!("passes, then {left} left"),
             Decision::Blocked => format!("refused, room again in {wait}"),

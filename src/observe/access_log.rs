@@ -16,10 +16,10 @@ use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
 
 use super::RequestDone;
-use crate::state::Live;
-use crate::upstream::{Plan, Try, plan};
 use crate::limits::{Decision, Limit};
 use crate::overload::Shed;
+use crate::state::Live;
+use crate::upstream::{Plan, Try, plan};
 use crate::waf::Match;
 
 /// How long lines are gathered before they are written.

@@ -245,12 +245,7 @@ mod tests {
                 while let Some(std::cmp::Reverse((end, began))) = in_flight.peek().copied().filter(|r| r.0.0 <= now) {
                     let at_once = in_flight.len() as u32;
                     in_flight.pop();
-                    adaptive.measured(
-                        Duration::from_micros(end - began),
-                        at_once,
-                        BOUNDS,
-                        Moment(Duration::from_micros(end)),
-                    );
+                    adaptive.measured(Duration::from_micros(end - began), at_once, BOUNDS, Moment(Duration::from_micros(end)));
                     answered += 1;
                     if end > from + (seconds - 1) * 1_000_000 {
                         times.push((end - began) / 1_000);

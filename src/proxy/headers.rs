@@ -8,8 +8,8 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 use smallvec::SmallVec;
 
-use super::edge::{Context, REQUEST_ID};
 use super::clock;
+use super::edge::{Context, REQUEST_ID};
 use super::facts::{Given, cookie, facts, host, peer};
 use crate::decide::{Changes, WROTE, responded};
 use crate::regions::Affinity;

@@ -60,13 +60,7 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
 }
 
 /// Goes on with what all nodes together say.
-async fn shared(
-    session: &Session,
-    snapshot: &Snapshot,
-    given: Given<'_>,
-    state: &State,
-    mut decision: Decision,
-) -> Decision {
+async fn shared(session: &Session, snapshot: &Snapshot, given: Given<'_>, state: &State, mut decision: Decision) -> Decision {
     let mut earlier = Earlier::of(&mut decision);
     if let Next::NeedShared(question) = decision.next {
         earlier.limits.answer = Some(state.ask(question).await);

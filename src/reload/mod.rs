@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::config::load::Failed;
-use crate::config::{self, Config, Input, Paths, Problem};
 use crate::config::problem::KeyPath;
+use crate::config::{self, Config, Input, Paths, Problem};
 use crate::key_path;
 use crate::memory::Memory;
 use crate::observe::access_log;

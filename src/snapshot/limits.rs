@@ -112,7 +112,10 @@ impl Compiler<'_> {
         let challenges = !matches!(action, typed::LimitAction::Block | typed::LimitAction::Log);
         let shared = |by: &typed::By| matches!(by, typed::By::Expression(text) if SHARED.contains(&text.as_str()));
         if challenges && limit.by.iter().all(shared) {
-            let problem = Problem::warning(at.join("by"), "one client that passes the challenge lets all begin anew that are counted with it");
+            let problem = Problem::warning(
+                at.join("by"),
+                "one client that passes the challenge lets all begin anew that are counted with it",
+            );
             self.problems.push(problem.hint("count by `ip.src` as well, or use `action: block`"));
         }
         let action = match action {

@@ -16,13 +16,8 @@ fn default_share(position: usize) -> u8 {
 
 impl Compiler<'_> {
     pub(super) fn overload(&mut self, overload: &config::Overload, prefixes: Prefixes) -> Overload {
-        let config::Overload {
-            max_requests_per_client,
-            max_requests,
-            max_connections,
-            max_connections_per_client,
-            classes,
-        } = overload;
+        let config::Overload { max_requests_per_client, max_requests, max_connections, max_connections_per_client, classes } =
+            overload;
         let mut compiled: Vec<Class> = Vec::new();
         let mut other = None;
         for (i, class) in classes.iter().enumerate() {

@@ -16,8 +16,18 @@ impl<'a> Compiler<'a> {
     pub(super) fn region(&mut self, name: &'a Name, region: &config::Region) -> Region {
         let path = key_path!["regions", name];
         // Exhaustive, so that a new key must be handled here.
-        let config::Region { upstreams, location, health_check, balance, affinity, max_requests, soft_limit, adaptive, queue, slow_start } =
-            region;
+        let config::Region {
+            upstreams,
+            location,
+            health_check,
+            balance,
+            affinity,
+            max_requests,
+            soft_limit,
+            adaptive,
+            queue,
+            slow_start,
+        } = region;
         let check = health_check.as_ref().map(|config| self.check(&path.join("health_check"), config));
         let upstreams: Box<[Upstream]> = upstreams
             .iter()

@@ -50,7 +50,8 @@ pub fn restore(dir: &Path, ledger: &Ledger) -> io::Result<usize> {
         Err(error) => return Err(error),
     };
     let saved = serde_json::from_str::<Saved>(&text).map_err(|error| error.to_string());
-    let saved = match saved.and_then(|saved| if saved.version == VERSION { Ok(saved) } else { Err("another version".to_owned()) }) {
+    let saved = match saved.and_then(|saved| if saved.version == VERSION { Ok(saved) } else { Err("another version".to_owned()) })
+    {
         Ok(saved) => saved,
         Err(error) => {
             let aside = dir.join(format!("{FILE}.bad"));

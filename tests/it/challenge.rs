@@ -127,7 +127,8 @@ async fn who_waits() {
     let key = edge.state.memory.key.clone();
     let client = portolan::waf::challenge::Client { ip: "127.0.0.1".parse().unwrap(), agent: BROWSER[1].1.as_bytes() };
     let token = portolan::waf::challenge::Token::open(&token(&page), &key, client).unwrap();
-    let old = portolan::waf::challenge::Token { made: token.made - std::time::Duration::from_secs(6), ..token }.sign(&key, client);
+    let old =
+        portolan::waf::challenge::Token { made: token.made - std::time::Duration::from_secs(6), ..token }.sign(&key, client);
     let back = edge.get(&format!("/.portolan/challenge?t={old}&to=//evil.example/"), &BROWSER).await;
     assert_eq!((back.status, back.header("location")), (303, Some("/")));
     let cookie = back.header("set-cookie").unwrap().split(';').next().unwrap();

@@ -320,3 +320,143 @@ async fn orders_reach_every_node() {
     away(&last, "b", true).await;
     away(&last, "a", false).await;
 }
+
+/// While Redis is away two nodes count for themselves; when it is back, empty, each knows what the other counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_redis_forgets_nothing() {
+    let (origin, mut redis) = (Origin::always(ok("served")).await, Redis::start().await);
+    let (a, b) = (node(&origin, &redis, API).await, node(&origin, &redis, API).await);
+    let ip = "198.51.100.1";
+    assert_eq!(pass(&a, ip, 40).await, 40);
+    assert_eq!(pass(&b, ip, 30).await, 30);
+    knows(&a, ip, 30).await;
+    knows(&b, ip, 40).await;
+    redis.kill();
+    for node in [&a, &b] {
+        connected(node, false).await;
+    }
+    assert_eq!(pass(&b, ip, 10).await, 10);
+    redis.again().await;
+    for node in [&a, &b] {
+        connected(node, true).await;
+    }
+    // What is new is told with the next request.
+    assert_eq!(pass(&b, ip, 1).await, 1);
+    knows(&a, ip, 41).await;
+    knows(&b, ip, 40).await;
+    assert_eq!(pass(&a, ip, 30).await, 19);
+}
+
+/// Somebody who comes while everybody is busy is told all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_in_a_rush() {
+    let (origin, redis) = (Origin::always(ok("served")).await, Redis::start().await);
+    let limits = "[{ id: api, requests: 100, period: 1h }, { id: rush, by: [{ header: x-rush }], requests: 1000000, period: 1h, dry_run: true }, { id: few, by: [{ header: x-rush }], requests: 1, period: 1h, dry_run: true }]";
+    let a: Arc<Portolan> = node(&origin, &redis, limits).await.into();
+    assert_eq!(pass(&a, "198.51.100.1", 50).await, 50);
+    let over = Arc::new(AtomicBool::new(false));
+    let (theirs, busy) = (over.clone(), a.clone());
+    let rush = tokio::spawn(async move {
+        let mut n = 0;
+        while !theirs.load(Relaxed) {
+            n += 1;
+            let (ip, key) = (format!("10.1.{}.{}", n / 250 % 250, n % 250), n.to_string());
+            busy.get("/", &[("X-Forwarded-For", &ip), ("X-Rush", &key)]).await;
+        }
+    });
+    let b = node(&origin, &redis, limits).await;
+    knows(&b, "198.51.100.1", 50).await;
+    over.store(true, Relaxed);
+    rush.await.unwrap();
+    assert_eq!(pass(&b, "198.51.100.1", 60).await, 50);
+}
+
+/// What only tries a limit out refuses nobody, and what begins anew does so in Redis too.
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_limits_tried_out_reset_and_changed() {
+    let (origin, mut redis) = (Origin::always(ok("served")).await, Redis::start().await);
+    let limits = |period: &str| {
+        format!(
+            "[{{ id: dry, requests: 2, period: 1h, consistency: strict, failure_mode: deny, dry_run: true }}, {{ id: sale, requests: 3, period: {period}, consistency: strict, mitigation_timeout: 1h }}]"
+        )
+    };
+    let (a, b) = (node(&origin, &redis, &limits("1h")).await, node(&origin, &redis, &limits("1h")).await);
+    let ip = "198.51.100.1";
+    // On a busy machine Redis may not answer within 5 ms; then what both nodes told each other counts.
+    assert_eq!(pass(&a, ip, 4).await, 3);
+    b.until("the penalty", |state| !state.memory.known_ledger().unwrap().book.bans(clock::now()).is_empty()).await;
+    assert_eq!(pass(&b, ip, 1).await, 0);
+    assert_eq!(a.order("/limits/reset", &json!({ "key": ip }).to_string()).await.status, 200);
+    b.until("a new beginning", |state| state.memory.known_ledger().unwrap().book.bans(clock::now()).is_empty()).await;
+    let forgotten = async {
+        while Redis::tell(redis.port, &["KEYS", "test:limit:*"]).await.matches("test:limit").count() > 1 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, forgotten).await.expect("Redis still counts");
+    assert_eq!(pass(&b, ip, 4).await, 3, "Redis counts from nothing");
+    // Another period is another counter there; what nodes know themselves goes on.
+    for node in [&a, &b] {
+        node.replace(&yaml(&origin, &redis, &limits("2h")));
+        node.reloader.reload("test").await.unwrap();
+    }
+    assert_eq!(pass(&a, "198.51.100.2", 4).await, 3);
+    redis.kill();
+    connected(&a, false).await;
+    assert_eq!(pass(&a, "198.51.100.3", 4).await, 3, "a limit that is tried out refuses nobody, whatever is away");
+}
+
+/// Whatever stands in Redis, nothing breaks and nothing absurd is believed.
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_from_redis() {
+    let (origin, redis) = (Origin::always(ok("served")).await, Redis::start().await);
+    let a = node(&origin, &redis, API).await;
+    let far = u64::MAX;
+    for message in [
+        "{".to_owned(),
+        "[]".to_owned(),
+        "null".to_owned(),
+        r#"{"from":""}"#.to_owned(),
+        format!(r#"{{"from":"{}","hello":true}}"#, "x".repeat(100_000)),
+        r#"{"from":"x","counts":{"api":{"width":0,"clients":[["zz",[1]]]}}}"#.to_owned(),
+        format!(
+            r#"{{"from":"x","known":true,"later":{{"what":1}},"counts":{{"api":{{"width":{far},"clients":[["01",[{far}]]]}},"none":{{"width":1,"clients":[]}}}}}}"#
+        ),
+        format!(
+            r#"{{"from":"x","counts":{{"api":{{"width":400000,"clients":[["0000000000000001",[4294967295,4294967295]]]}}}}}}"#
+        ),
+        format!(
+            r#"{{"from":"x","bans":[{{"limit":"api","key":"{}\n\u001b[2J","handle":"0000000000000007","left":{far}}}]}}"#,
+            "y".repeat(5_000)
+        ),
+        r#"{"from":"x","resets":["0000000000000001"]}"#.to_owned(),
+    ] {
+        Redis::tell(redis.port, &["PUBLISH", "test:limits", &message]).await;
+    }
+    for event in [
+        "{",
+        r#"{"kind":"purge","what":"everything"}"#,
+        r#"{"kind":"region","region":"mars","at":1,"node":"x","order":null}"#,
+        r#"{"kind":"region","region":"a","at":18446744073709551615,"node":"x","order":{"region":"a","kind":"drained","from":0,"ramp":18446744073709551615,"reason":"for ever"}}"#,
+        r#"{"kind":"region","region":"b","at":5,"node":"x","order":{"region":"b","kind":"evacuated","from":0,"ramp":0,"until":9000000000000000,"reason":"long"}}"#,
+    ] {
+        Redis::tell(redis.port, &["XADD", "test:orders", "*", "event", event]).await;
+    }
+    Redis::tell(redis.port, &["XADD", "test:orders", "*", "nothing", "at all"]).await;
+    a.until("the last order", |state| state.memory.region("b").is_away(clock::now())).await;
+    let status = a.status().await;
+    assert!(status["regions"][0]["order"].is_null(), "an order from the future is not carried out: {status:#}");
+    let until = status["regions"][1]["order"]["until"].as_u64().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+    assert!(until <= now + 72 * 3_600_000, "no evacuation lasts longer than 72 hours");
+    assert_eq!(a.admin("GET", "/").await.status, 200);
+    let banned = a.admin("GET", "/limits/banned").await.text();
+    let banned: serde_json::Value = serde_json::from_str(&banned).unwrap();
+    assert!(banned[0]["seconds"].as_u64().unwrap() <= 30 * 86_400, "{banned:.300}");
+    assert!(banned[0]["key"].as_str().unwrap().len() <= 1_024 && !banned[0]["key"].as_str().unwrap().contains('\u{1b}'));
+    assert_eq!(pass(&a, "198.51.100.1", 101).await, 100);
+    // An order given here is later than all of it.
+    assert_eq!(a.order("/regions/b/restore", "").await.status, 200);
+    assert_eq!(a.order("/regions/a/drain", r#"{ "force": true }"#).await.status, 200);
+    a.until("the order", |state| state.memory.region("a").is_away(clock::now())).await;
+}

@@ -95,7 +95,9 @@ async fn what_is_counted_apart() {
         }
     }
     let together = edge(&origin, "limits: [{ id: two, by: [ip.src, { header: x-key }], requests: 1, period: 1h }]\n").await;
-    for (ip, key, status) in [("198.51.100.1", "a", 200), ("198.51.100.1", "b", 200), ("198.51.100.2", "a", 200), ("198.51.100.1", "a", 429)] {
+    for (ip, key, status) in
+        [("198.51.100.1", "a", 200), ("198.51.100.1", "b", 200), ("198.51.100.2", "a", 200), ("198.51.100.1", "a", 429)]
+    {
         assert_eq!(together.get("/", &[from(ip), ("X-Key", key)]).await.status, status, "{ip} {key}");
     }
     let everybody = edge(&origin, "limits: [{ id: all, by: [], requests: 2, period: 1h }]\n").await;
@@ -156,7 +158,9 @@ async fn what_the_response_says() {
     assert_eq!(statuses(&costly, "/", &[], 5).await, [200, 200, 200, 429, 429]);
 
     // Counted on arrival, but not all that is limited.
-    let posts = edge(&origin, "limits: [{ id: posts, counting_expression: http.request.method eq \"POST\", requests: 2, period: 1h }]\n").await;
+    let posts =
+        edge(&origin, "limits: [{ id: posts, counting_expression: http.request.method eq \"POST\", requests: 2, period: 1h }]\n")
+            .await;
     assert_eq!(statuses(&posts, "/", &[], 5).await, [200; 5]);
     for expected in [200, 200, 429] {
         assert_eq!(posts.request("POST", "/", &[], b"").await.status, expected);
@@ -235,10 +239,17 @@ async fn explained_without_being_spent() {
 ",
     )
     .await;
-    let ask = || edge.explain(json!({ "ip": "127.0.0.1", "url": "/", "headers": [["X-Forwarded-For", "198.51.100.7"], ["X-Key", "sesame"]] }));
+    let ask = || {
+        edge.explain(
+            json!({ "ip": "127.0.0.1", "url": "/", "headers": [["X-Forwarded-For", "198.51.100.7"], ["X-Key", "sesame"]] }),
+        )
+    };
     for _ in 0..5 {
         let said = ask().await;
-        assert_eq!((said["limits"][0]["outcome"].as_str(), said["limits"][0]["left"].as_u64()), (Some("passes, then 2 left"), Some(2)));
+        assert_eq!(
+            (said["limits"][0]["outcome"].as_str(), said["limits"][0]["left"].as_u64()),
+            (Some("passes, then 2 left"), Some(2))
+        );
         assert_eq!(said["limits"][0]["key"], "198.51.100.7");
         assert_eq!(said["limits"][1]["outcome"], "does not apply");
         assert!(said["limits"][2]["key"].as_str().unwrap().starts_with('#') && !said.to_string().contains("sesame"), "{said}");
@@ -275,6 +286,35 @@ waf: { challenge: { difficulty: 10 } }
     let with = [&BROWSER[..], &[("Cookie", &cookie)]].concat();
     assert_eq!(statuses(&edge, "/", &with, 4).await, [200, 200, 403, 403]);
     assert_eq!(decisions(&edge, "pages", "challenged").await, 3.0);
+}
+
+/// Challenges that were collected before are of no use after the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn challenges_cannot_be_saved_up() {
+    let origin = Origin::always(ok("served")).await;
+    let edge = edge(
+        &origin,
+        "limits: [{ id: pages, requests: 2, period: 1h, action: challenge }]\nwaf: { challenge: { difficulty: 1 } }\n",
+    )
+    .await;
+    assert_eq!(statuses(&edge, "/", &BROWSER, 2).await, [200, 200]);
+    let mut cookies = Vec::new();
+    for _ in 0..5 {
+        let token = token(&edge.get("/", &BROWSER).await.text());
+        // The score of who fails rises, and the work with it.
+        let solution = solve(&token, 8);
+        let headers =
+            [&[("Portolan-Challenge", token.as_str()), ("Portolan-Solution", solution.as_str())], &BROWSER[..]].concat();
+        let passed = edge.request("POST", "/.portolan/challenge", &headers, b"").await;
+        assert_eq!(passed.status, 204, "{}", passed.text());
+        cookies.push(passed.header("set-cookie").unwrap().split(';').next().unwrap().to_owned());
+    }
+    let mut passed = 0;
+    for cookie in &cookies {
+        let with = [&BROWSER[..], &[("Cookie", cookie)]].concat();
+        passed += statuses(&edge, "/", &with, 4).await.iter().filter(|status| **status == 200).count();
+    }
+    assert_eq!(passed, 2, "one of them counts, once");
 }
 
 /// An offence is told of to the rules that look at the threat score: 15 points, once.
@@ -317,7 +357,10 @@ limits: {{ memory: 1MiB, rules: [{{ id: api, requests: 2, period: 1m, mitigation
     assert!((86_300..=86_400).contains(&wait), "{wait}");
     let say = |program: &Program, arguments: &[&str]| {
         let output = program.command(arguments, None);
-        (output.status.code().unwrap(), String::from_utf8(if output.status.success() { output.stdout } else { output.stderr }).unwrap())
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(if output.status.success() { output.stdout } else { output.stderr }).unwrap(),
+        )
     };
     let (code, list) = say(&program, &["limits", "banned"]);
     assert!(code == 0 && list.lines().count() == 3 && list.contains("198.51.100.1") && list.contains("2001:db8::/64"), "{list}");

@@ -74,7 +74,9 @@ async fn a_client_has_so_many_at_once() {
     assert_eq!(refused.header("proxy-status"), Some("portolan; error=connection_limit_reached"));
     let other = ask(&edge, "198.51.100.2", "/");
     gate.had(3).await;
-    let said = edge.explain(serde_json::json!({ "ip": "127.0.0.1", "url": "/", "headers": [["X-Forwarded-For", "198.51.100.1"]] })).await;
+    let said = edge
+        .explain(serde_json::json!({ "ip": "127.0.0.1", "url": "/", "headers": [["X-Forwarded-For", "198.51.100.1"]] }))
+        .await;
     assert_eq!(said["answer"]["status"], 503, "{said}");
     gate.open.add_permits(10);
     for answer in first.into_iter().chain([other]) {
@@ -118,6 +120,40 @@ async fn the_least_important_go_first() {
         assert_eq!(answer.await.unwrap().status, 200);
     }
     assert_eq!(edge.get("/bot", &[]).await.status, 200);
+}
+
+/// An upstream's bound is shared out as well, and a client that leaves in the middle leaves its places.
+#[tokio::test(flavor = "multi_thread")]
+async fn places_of_upstreams_and_of_clients_that_leave() {
+    let gate = Gate::start().await;
+    let yaml = format!(
+        "regions: {{ a: {{ upstreams: [{{ url: \"http://{}\", max_requests: 2 }}], queue: {{ size: 0 }} }} }}
+routes: [{{ name: all, max_requests: 10 }}]
+overload:
+  max_requests: 10
+  max_requests_per_client: 10
+  classes: [{{ name: people, expression: http.request.uri.path ne \"/bot\" }}, {{ name: bots, share: 50 }}]
+waf: {{ managed: {{ enabled: true }} }}\n",
+        gate.address
+    );
+    let edge = Portolan::start(&yaml).await;
+    let first = ask(&edge, "198.51.100.1", "/bot");
+    gate.had(1).await;
+    assert_eq!(edge.get("/bot", &[]).await.status, 503);
+    assert_eq!(shed(&edge, "region", "bots").await, 1.0);
+    let second = ask(&edge, "198.51.100.1", "/");
+    gate.had(2).await;
+    // One leaves while it waits for its answer, one in the middle of its body, which rules want to see.
+    first.abort();
+    let mut upload = TcpStream::connect(edge.address).await.unwrap();
+    upload.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc").await.unwrap();
+    edge.until("its place", |state| state.memory.load.requests() == 2).await;
+    drop(upload);
+    edge.until("one place", |state| state.memory.load.requests() == 1).await;
+    gate.open.add_permits(10);
+    assert_eq!(second.await.unwrap().status, 200);
+    edge.until("no place", |state| state.memory.load.requests() == 0).await;
+    assert_eq!(edge.state.memory.route("all").load(std::sync::atomic::Ordering::Relaxed), 0);
 }
 
 /// A region's bound: what finds no room waits a little, and is let go.

@@ -373,7 +373,9 @@ mod tests {
         let solution = solve(&signed, 8);
         let check = |token: &str, solution: Option<&str>, client, unix, known: bool| {
             let time = Duration::from_secs(unix);
-            Answer { token, solution }.check(&key, client, &challenges, time, |rule| known && rule == 7, true).map(|(level, _)| level)
+            Answer { token, solution }
+                .check(&key, client, &challenges, time, |rule| known && rule == 7, true)
+                .map(|(level, _)| level)
         };
         let good = Some(solution.as_str());
         for (wrong, got) in [
@@ -408,14 +410,20 @@ mod tests {
         let cookie = clearance(Level::Waited, &token, &key, CLIENT, at(1_000), settings, false);
         assert!(cookie.starts_with("portolan_clearance=") && !cookie.contains("Secure"));
         let value = cookie.split(['=', ';']).nth(1).unwrap();
-        assert_eq!(cleared(value, &key, CLIENT, at(1_000), settings), Some(Clearance { level: Level::Waited, rule: 7, made: at(990) }));
+        assert_eq!(
+            cleared(value, &key, CLIENT, at(1_000), settings),
+            Some(Clearance { level: Level::Waited, rule: 7, made: at(990) })
+        );
         assert_eq!(cleared(value, &key, CLIENT, at(2_800), settings), None, "over");
         assert_eq!(cleared(value, &key, Client { agent: b"", ..CLIENT }, at(1_000), settings), None);
         assert_eq!(cleared(&value.replace(".1.", ".2."), &key, CLIENT, at(1_000), settings), None);
         assert_eq!(cleared("", &key, CLIENT, at(1_000), settings), None);
         let shorter = Settings { clearance: Duration::from_secs(60), ..settings };
         assert_eq!(cleared(value, &key, CLIENT, at(1_000), shorter), None);
-        assert!(clearance(Level::Computed, &token, &key, CLIENT, at(0), settings, true).contains("__Host-portolan_clearance=1b7740.2."));
+        assert!(
+            clearance(Level::Computed, &token, &key, CLIENT, at(0), settings, true)
+                .contains("__Host-portolan_clearance=1b7740.2.")
+        );
         assert!(Kind::Managed.accepts(Level::Waited) && !Kind::Js.accepts(Level::Waited) && Kind::Js.accepts(Level::Computed));
     }
 
