@@ -127,8 +127,11 @@ impl Load {
 #[derive(Debug)]
 pub struct Clients {
     hasher: RandomState,
-    shards: Box<[Mutex<FxHashMap<(u64, IpAddr), u32>>]>,
+    shards: Box<[Mutex<Shard>]>,
 }
+
+/// Counts by a client and its hash.
+type Shard = FxHashMap<(u64, IpAddr), u32>;
 
 /// Parts of the table, each with a lock of its own.
 const SHARDS: usize = 64;

@@ -42,6 +42,9 @@ enum Event {
     Region(Stamped),
 }
 
+/// An entry as Redis has it: its id, then names and values in turn.
+type Entry = (String, Vec<Value>);
+
 impl Cluster {
     fn stream(&self) -> String {
         format!("{}:orders", self.name)
@@ -112,8 +115,7 @@ impl Cluster {
             read.arg("BLOCK").arg(u64::try_from(block.as_millis()).unwrap_or(u64::MAX));
         }
         read.arg("STREAMS").arg(self.stream()).arg(last);
-        // [[stream, [[id, [field, value, …]], …]]], or nothing.
-        let answer: Option<Vec<(String, Vec<(String, Vec<Value>)>)>> = read.query_async(connection).await?;
+        let answer: Option<Vec<(String, Vec<Entry>)>> = read.query_async(connection).await?;
         let mut orders = Vec::new();
         for (id, fields) in answer.into_iter().flatten().flat_map(|(_, entries)| entries) {
             let text = fields.chunks(2).find_map(|pair| match pair {
