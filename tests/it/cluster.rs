@@ -422,9 +422,7 @@ async fn nonsense_from_redis() {
         format!(
             r#"{{"from":"x","known":true,"later":{{"what":1}},"counts":{{"api":{{"width":{far},"clients":[["01",[{far}]]]}},"none":{{"width":1,"clients":[]}}}}}}"#
         ),
-        format!(
-            r#"{{"from":"x","counts":{{"api":{{"width":400000,"clients":[["0000000000000001",[4294967295,4294967295]]]}}}}}}"#
-        ),
+        r#"{"from":"x","counts":{"api":{"width":400000,"clients":[["0000000000000001",[4294967295,4294967295]]]}}}"#.to_owned(),
         format!(
             r#"{{"from":"x","bans":[{{"limit":"api","key":"{}\n\u001b[2J","handle":"0000000000000007","left":{far}}}]}}"#,
             "y".repeat(5_000)
