@@ -47,7 +47,15 @@ fn client(n: u64) -> u64 {
 }
 
 fn take(table: &Table, n: u64) -> bool {
-    table.with(Handle(client(n) | 1), 0, Moment::default(), |entry| entry.count.take(&QUOTA, 1, Moment::default()).fits)
+    table.with(Handle(client(n) | 1), 0, Moment::default(), |entry| {
+        entry.count.adopt(&QUOTA, Moment::default());
+        let used = entry.count.used(&QUOTA, 1, Moment::default());
+        if used.fits {
+            entry.count.add(&QUOTA, 1, Moment::default());
+            entry.weigh(used.left, QUOTA.requests);
+        }
+        used.fits
+    })
 }
 
 /// As a request asks: expression, key, table.

@@ -59,6 +59,13 @@ pub struct Given {
     pub node: String,
 }
 
+impl Given {
+    /// Was it given where clocks are wrong?
+    pub fn is_ahead(&self) -> bool {
+        self.at > Now::new().unix.saturating_add(AHEAD.as_millis() as u64)
+    }
+}
+
 /// The last order for a region, as nodes tell it each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamped {
@@ -312,11 +319,6 @@ impl Orders {
             return;
         }
         let now = Now::new();
-        // An order from the future would hold for ever against all that follow.
-        if when.at > now.unix.saturating_add(AHEAD.as_millis() as u64) {
-            tracing::warn!(region, at = rfc3339(when.at), "an order of another node is from the future, and is not carried out");
-            return;
-        }
         let control = order.map(|Kept { region: _, kind, from, ramp, until, reason }| Control {
             kind,
             from: now.moment(from.min(now.unix)),

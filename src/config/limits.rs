@@ -43,7 +43,7 @@ impl Limits {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitSettings {
-    /// For all counters together, at least 1MiB: 64MiB hold 983,040 of them. A change needs a restart.
+    /// For all counters together, from 1MiB to 16GiB: 64MiB hold 983,040 of them. A change needs a restart.
     #[serde(default = "default_memory")]
     pub memory: Size,
     /// How many bits of an IPv4 address are one client.

@@ -184,7 +184,10 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
         let mut findings = Findings { open: mode == Mode::Peek, ..Findings::default() };
         let mut ruling = judge(snapshot, &view, &mut findings);
         // How often. The managed ruleset reads no body of who asked too often.
-        if ruling == Ruling::Pass && !findings.unlimited {
+        if findings.unlimited {
+            trail.limits.skip();
+        }
+        if ruling == Ruling::Pass {
             match limit(snapshot, &view, Stage::Arrival, mode, &mut trail.limits) {
                 Ok(()) => {}
                 Err(limited) => {
@@ -207,7 +210,6 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
             }
         }
         if snapshot.limits.at_origin()
-            && !findings.unlimited
             && let Err(limited) = limit(snapshot, &view, Stage::Origin, mode, &mut trail.limits)
         {
             return trail.limited(limited);

@@ -2,6 +2,7 @@
 //! time. Requests come here seldom: once when a client has used half of what it may, once when its penalty begins.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use event_listener::Event;
 use parking_lot::Mutex;
@@ -31,19 +32,26 @@ pub struct Ban {
 pub struct Book {
     names: Mutex<FxHashMap<Handle, Arc<str>>>,
     bans: Mutex<FxHashMap<Handle, Ban>>,
+    /// There is no room for names at the moment.
+    full: AtomicBool,
     /// A penalty began or ended before its time.
     pub changed: Event,
 }
 
 impl Book {
+    /// Is there room for names?
+    pub fn has_room(&self) -> bool {
+        !self.full.load(Relaxed)
+    }
+
     /// Writes a client's name down, if there is room.
-    pub fn note(&self, handle: Handle, key: Arc<str>) -> bool {
+    pub fn note(&self, handle: Handle, key: Arc<str>) {
         let mut names = self.names.lock();
-        let room = names.len() < NAMES || names.contains_key(&handle);
-        if room {
+        if names.len() < NAMES || names.contains_key(&handle) {
             names.insert(handle, key);
+        } else {
+            self.full.store(true, Relaxed);
         }
-        room
     }
 
     /// A client's name, if it was written down.
@@ -55,7 +63,8 @@ impl Book {
     /// Remembers a penalty, if there is room.
     pub fn ban(&self, handle: Handle, ban: Ban) {
         let mut bans = self.bans.lock();
-        if bans.len() < BANS || bans.contains_key(&handle) {
+        let longer = bans.get(&handle).is_none_or(|known| known.until < ban.until);
+        if longer && (bans.len() < BANS || bans.contains_key(&handle)) {
             bans.insert(handle, ban);
             drop(bans);
             self.changed.notify(usize::MAX);
@@ -95,6 +104,10 @@ impl Book {
     /// Forgets penalties that ended, and the names of those that `known` does not know any more.
     pub fn tidy(&self, known: impl Fn(Handle) -> bool, now: Moment) {
         self.bans.lock().retain(|_, ban| ban.until > now);
-        self.names.lock().retain(|handle, _| known(*handle));
+        let named: Vec<_> = self.names.lock().keys().copied().collect();
+        for handle in named.into_iter().filter(|handle| !known(*handle)) {
+            self.names.lock().remove(&handle);
+            self.full.store(false, Relaxed);
+        }
     }
 }

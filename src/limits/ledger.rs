@@ -56,7 +56,9 @@ const OUTBOX: usize = 64 << 10;
 impl Outbox {
     pub(super) fn put(&self, news: News, urgent: bool) -> bool {
         let mut all = self.news.lock();
-        if all.len() >= OUTBOX {
+        // Penalties and new beginnings find room where counts do not: those are told with the next request.
+        let most = if matches!(news, News::Count(..)) { OUTBOX } else { OUTBOX * 2 };
+        if all.len() >= most {
             return false;
         }
         all.push(news);
@@ -78,12 +80,21 @@ impl Outbox {
         self.news.lock().is_empty()
     }
 
-    /// Puts back what could not be told, before what came meanwhile.
-    pub fn put_back(&self, mut untold: Vec<News>) {
+    /// Puts back what could not be told, before what came meanwhile; what finds no room is returned.
+    fn put_back(&self, mut untold: Vec<News>) -> Vec<News> {
         let mut all = self.news.lock();
         untold.append(&mut all);
-        untold.truncate(OUTBOX);
+        let excess = untold.len().saturating_sub(OUTBOX);
+        let mut dropped = Vec::new();
+        untold.retain(|news| {
+            let goes = dropped.len() < excess && matches!(news, News::Count(..));
+            if goes {
+                dropped.push(news.clone());
+            }
+            !goes
+        });
         *all = untold;
+        dropped
     }
 }
 
@@ -120,21 +131,42 @@ impl Ledger {
         self.numbers.lock().get(usize::from(number)).cloned()
     }
 
-    /// Refuses a client until `until`.
+    /// Refuses a client until `until`, unless it is refused for longer.
     pub fn ban(&self, handle: Handle, number: u16, ban: Ban, now: Moment) {
-        self.table.with(handle, number, now, |entry| entry.punish(ban.until, false));
+        if ban.until <= now {
+            return;
+        }
+        self.table.with(handle, number, now, |entry| {
+            if entry.penalty(false, now).is_none_or(|until| until < ban.until) {
+                entry.punish(ban.until, false);
+            }
+        });
         self.book.ban(handle, ban);
     }
 
     /// Forgets what is known of a client; `tell`: other nodes shall do the same.
     pub fn reset(&self, handle: Handle, tell: bool) -> bool {
         let known = self.table.change(handle, Entry::clear).is_some();
-        let elsewhere = self.others.as_ref().and_then(|others| others.change(handle, Entry::clear)).is_some();
+        self.reset_elsewhere(handle, tell) || known
+    }
+
+    /// The same, but for what this node counted itself.
+    pub(super) fn reset_elsewhere(&self, handle: Handle, tell: bool) -> bool {
+        let known = self.others.as_ref().and_then(|others| others.change(handle, Entry::clear)).is_some();
         self.book.forget(handle);
         if tell && self.others.is_some() {
             self.outbox.put(News::Reset(handle), true);
         }
-        known || elsewhere
+        known
+    }
+
+    /// Takes back what could not be told. What finds no room is told when more is counted.
+    pub fn untold(&self, untold: Vec<News>) {
+        for news in self.outbox.put_back(untold) {
+            if let News::Count(handle, _) = news {
+                self.table.change(handle, Entry::told);
+            }
+        }
     }
 
     /// What other nodes counted of a client.

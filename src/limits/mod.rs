@@ -32,7 +32,7 @@ use crate::waf::challenge::Kind;
 use book::Ban;
 pub use ledger::Ledger;
 use quota::{Algorithm, Count, Quota, Used};
-use table::{Entry, Handle};
+use table::{Entry, Handle, TICK};
 
 /// The limits of a configuration.
 #[derive(Debug, Default)]
@@ -261,6 +261,11 @@ pub enum Stage {
 }
 
 impl Asked {
+    /// A rule leaves them all out.
+    pub fn skip(&mut self) {
+        self.done = [true; 2];
+    }
+
     /// Was every limit of this stage asked?
     pub fn is_done(&self, stage: Stage) -> bool {
         self.done.get(stage as usize).is_none_or(|done| *done)
@@ -311,13 +316,15 @@ impl Limits {
                 continue;
             }
             let handle = limit.handle(ledger, self.prefixes, view);
+            let mut settled = false;
             if let Action::Challenge(kind) = limit.action
                 && let Some(solved) = solved(kind).filter(|solved| solved.tag & !TAG_GENERATION == limit.tag)
                 && !peek
-                && ledger.table.change(handle, |entry| limit.is_settled(entry, solved)) == Some(true)
+                && ledger.table.change(handle, |entry| limit.settle(entry, solved)) == Some(true)
             {
                 // Whoever passed the challenge of its last refusal begins anew, on every node.
-                ledger.reset(handle, true);
+                ledger.reset_elsewhere(handle, true);
+                settled = true;
             }
             let counts = match &limit.counting {
                 None => !limit.waits(),
@@ -327,8 +334,9 @@ impl Limits {
             let others = if limit.is_shared() { ledger.elsewhere(handle) } else { None };
             let unreachable = limit.deny && !limit.strict && !ledger.connected.load(Relaxed);
             let answer = if unreachable { Some(Shared::Unreachable) } else { answer };
-            let mut ask = Ask { limit, others, answer, counts, now };
-            if limit.strict && answer.is_none() && counts && !peek && ask.is_open(ledger.table.get(handle)) {
+            let mut ask = Ask { limit, others, answer, counts, named: ledger.book.has_room(), now };
+            // Redis may not have heard of a new beginning yet.
+            if limit.strict && answer.is_none() && counts && !peek && !settled && ask.is_open(ledger.table.get(handle)) {
                 asked.next = position;
                 return Verdict::Ask(Question { handle, quota: limit.quota });
             }
@@ -348,8 +356,8 @@ impl Limits {
             let ban = offence.ban.filter(|_| !limit.is_quiet());
             if (named || ban.is_some()) && !peek {
                 let key = limit.describe(self.prefixes, ledger, view);
-                if named && !ledger.book.note(handle, key.clone()) {
-                    ledger.table.change(handle, Entry::unname);
+                if named {
+                    ledger.book.note(handle, key.clone());
                 }
                 if let Some(until) = ban {
                     ledger.begin(handle, Ban { limit: limit.id.clone(), key, until });
@@ -405,10 +413,10 @@ impl Limits {
                     if limit.is_shared() {
                         ledger.tell(entry, seen.handle, limit.number, &limit.quota, left);
                     }
-                    left.saturating_mul(2) < limit.quota.most() && entry.name()
+                    ledger.book.has_room() && left.saturating_mul(2) < limit.quota.most() && entry.name()
                 });
-                if named && !ledger.book.note(seen.handle, limit.describe(self.prefixes, ledger, view)) {
-                    ledger.table.change(seen.handle, Entry::unname);
+                if named {
+                    ledger.book.note(seen.handle, limit.describe(self.prefixes, ledger, view));
                 }
             }
         }
@@ -467,6 +475,8 @@ struct Ask<'a> {
     answer: Option<Shared>,
     /// The request counts.
     counts: bool,
+    /// There is room for names.
+    named: bool,
     now: Moment,
 }
 
@@ -503,7 +513,7 @@ impl Ask<'_> {
 
     /// What the limit says.
     fn of(&self, entry: &mut Entry) -> Said {
-        let Self { limit, others: _, answer, counts, now } = *self;
+        let Self { limit, others: _, answer, counts, named, now } = *self;
         let (quota, quiet) = (&limit.quota, limit.is_quiet());
         let said = |decision, used: Used, taken, wait, named, generation, offence| Said {
             seen: Seen {
@@ -527,6 +537,7 @@ impl Ask<'_> {
             Action::Block(_) if banned => Decision::Banned,
             Action::Block(_) => Decision::Blocked,
         };
+        entry.count.adopt(quota, now);
         let mut used = self.used(entry);
         if let Some(until) = entry.penalty(quiet, now) {
             let first = entry.refuse(now);
@@ -553,7 +564,7 @@ impl Ask<'_> {
             entry.pass();
             let left = used.left.saturating_sub(taken);
             entry.weigh(left, quota.most());
-            let named = left.saturating_mul(2) < quota.most() && entry.name();
+            let named = named && left.saturating_mul(2) < quota.most() && entry.name();
             return said(Decision::Allowed, used, taken, Duration::ZERO, named, entry.generation(), Offence::default());
         }
         let first = entry.refuse(now);
@@ -562,7 +573,7 @@ impl Ask<'_> {
             entry.punish(until, quiet);
         }
         let wait = ban.map_or(used.wait.max(Duration::from_millis(1)), |_| limit.timeout);
-        let named = entry.name();
+        let named = named && entry.name();
         said(over(false), Used { left: 0, ..used }, 0, wait, named, entry.generation(), Offence { first, ban })
     }
 }
@@ -574,11 +585,14 @@ impl Limit {
     }
 
     /// Was this challenge the one of the entry's last refusal? It counts once: the client begins anew.
-    fn is_settled(&self, entry: &mut Entry, solved: Solved) -> bool {
-        let refused = entry.refused_at(self.timeout);
+    ///
+    /// The time of a refusal is known to a tick. Within it challenges of an earlier refusal are told by their
+    /// generation, which is this node's own.
+    fn settle(&self, entry: &mut Entry, solved: Solved) -> bool {
         // A challenge tells its time in whole milliseconds.
         let made = solved.made.after(Duration::from_millis(1));
-        let counts = solved.tag & TAG_GENERATION == u32::from(entry.generation()) && refused.is_some_and(|at| made >= at);
+        let same = solved.tag & TAG_GENERATION == u32::from(entry.generation());
+        let counts = entry.refused_at(self.timeout).is_some_and(|at| made >= at && (same || made >= at.after(TICK)));
         if counts {
             entry.clear();
         }

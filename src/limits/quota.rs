@@ -138,17 +138,6 @@ impl Count {
         present.present(quota, cost, now)
     }
 
-    /// Takes `cost` if there is room for it.
-    pub fn take(&mut self, quota: &Quota, cost: u32, now: Moment) -> Used {
-        self.adopt(quota, now);
-        let mut used = self.present(quota, cost, now);
-        if used.fits {
-            self.put(quota, cost, now);
-            used.reset = self.reset(quota, now);
-        }
-        used
-    }
-
     /// Counts `cost`, room or not.
     pub fn add(&mut self, quota: &Quota, cost: u32, now: Moment) {
         self.keep_form(quota, now);
@@ -283,16 +272,6 @@ impl Count {
         }
     }
 
-    /// Until all of it is back that was counted just now.
-    fn reset(&self, quota: &Quota, now: Moment) -> Duration {
-        let windows = match quota.algorithm {
-            Algorithm::Sliding => BUCKETS as u64,
-            Algorithm::Fixed => 1,
-            Algorithm::TokenBucket { .. } => return Duration::from_nanos(self.arrival().saturating_sub(nanos(now))),
-        };
-        Duration::from_millis((u64::from(self.newest) + windows) * self.form.width()).saturating_sub(now.0)
-    }
-
     fn put(&mut self, quota: &Quota, cost: u32, now: Moment) {
         match quota.algorithm {
             Algorithm::Sliding => {
@@ -312,9 +291,9 @@ impl Count {
         }
     }
 
-    /// Brings it to `now`, and under `quota` if it was counted under another. (Of a token bucket only a time is
+    /// Brings it to `now`, and under `quota` if it was counted under another: from here on that holds. (Of a token bucket only a time is
     /// known, which says nothing to other algorithms: they begin anew.)
-    fn adopt(&mut self, quota: &Quota, now: Moment) {
+    pub fn adopt(&mut self, quota: &Quota, now: Moment) {
         let form = quota.form();
         if self.form == form {
             return self.advance(now);
@@ -396,10 +375,20 @@ mod tests {
         Quota { algorithm, requests, period: Duration::from_secs(seconds) }
     }
 
+    /// As a limit does: what it may is settled by the present quota, then it is counted.
+    fn take(count: &mut Count, quota: &Quota, cost: u32, now: Moment) -> Used {
+        count.adopt(quota, now);
+        let used = count.used(quota, cost, now);
+        if used.fits {
+            count.add(quota, cost, now);
+        }
+        used
+    }
+
     /// Requests by their times: when each came, and whether it passed.
     fn play(quota: &Quota, times: &[u64]) -> Vec<(u64, Used)> {
         let mut count = Count::default();
-        times.iter().map(|ms| (*ms, count.take(quota, 1, at(*ms)))).collect()
+        times.iter().map(|ms| (*ms, take(&mut count, quota, 1, at(*ms)))).collect()
     }
 
     fn passed(played: &[(u64, Used)]) -> Vec<u64> {
@@ -451,14 +440,15 @@ mod tests {
             let mut now = 0;
             for gap in gaps {
                 now += gap;
-                let used = count.take(&quota, cost, at(now));
+                let used = take(&mut count, &quota, cost, at(now));
                 if !used.fits && cost <= quota.most() {
                     let then = Moment(at(now).0 + used.wait);
                     prop_assert!(count.used(&quota, cost, then).fits);
                     let before = Moment(then.0 - Duration::from_millis(1));
                     prop_assert!(!count.used(&quota, cost, before).fits);
                 }
-                prop_assert_eq!(count.used(&quota, 1, Moment(at(now).0 + used.reset)).left, quota.most());
+                let reset = count.used(&quota, 1, at(now)).reset;
+                prop_assert_eq!(count.used(&quota, 1, Moment(at(now).0 + reset)).left, quota.most());
             }
         }
 
@@ -473,7 +463,7 @@ mod tests {
             for (gap, requests, seconds) in steps {
                 now += gap;
                 let quota = quota(Algorithm::Sliding, requests, seconds);
-                if count.take(&quota, 1, at(now)).fits {
+                if take(&mut count, &quota, 1, at(now)).fits {
                     passed.push(now);
                     // What an earlier, shorter period had let go is not remembered.
                     let known = passed.iter().rev().take_while(|p| **p + 1_000 > now).count();
@@ -481,6 +471,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_longer_period_counts_from_the_first_request() {
+        let mut count = Count::default();
+        let (short, long) = (quota(Algorithm::Sliding, 10, 1), quota(Algorithm::Sliding, 10, 3_600));
+        for _ in 0..10 {
+            assert!(take(&mut count, &short, 1, at(0)).fits);
+        }
+        let passed = (2_000..600_000).step_by(100).filter(|ms| take(&mut count, &long, 1, at(*ms)).fits).count();
+        assert_eq!(passed, 10);
+        // And what comes late from under the older quota does not bring that back.
+        count.add(&short, 1, at(600_000));
+        assert!(!take(&mut count, &long, 1, at(700_000)).fits);
     }
 
     #[test]
@@ -523,14 +527,14 @@ mod tests {
             let quota = quota(algorithm, 3, 10);
             let mut count = Count::default();
             for _ in 0..20 {
-                assert!(count.take(&quota, 1, at(0)).fits);
+                assert!(take(&mut count, &quota, 1, at(0)).fits);
                 count.give_back(&quota, 1, at(0), at(0));
             }
             assert_eq!(count.used(&quota, 1, at(0)).left, 3, "{algorithm:?}");
             // What was taken long ago is back already: giving it back takes nothing from what was taken since.
-            count.take(&quota, 1, at(0));
+            take(&mut count, &quota, 1, at(0));
             for _ in 0..3 {
-                count.take(&quota, 1, at(20_000));
+                take(&mut count, &quota, 1, at(20_000));
             }
             count.give_back(&quota, 1, at(0), at(20_000));
             assert_eq!(count.used(&quota, 1, at(20_000)).left, 0, "{algorithm:?}");
@@ -542,7 +546,7 @@ mod tests {
         let sliding = quota(Algorithm::Sliding, 5, 10);
         let mut count = Count::default();
         for _ in 0..4 {
-            count.take(&sliding, 1, at(0));
+            take(&mut count, &sliding, 1, at(0));
         }
         assert_eq!(count.used(&quota(Algorithm::Fixed, 5, 10), 1, at(1)).left, 1);
         assert_eq!(count.used(&quota(Algorithm::TokenBucket { burst: 5 }, 5, 10), 1, at(1)).left, 1);

@@ -24,6 +24,10 @@ use crate::request::Moment;
 const WAYS: usize = 15;
 /// Parts of a second in which the end of a penalty is kept: 2^32 of them are 8 years.
 const TICKS: u64 = 16;
+/// One of them.
+pub const TICK: Duration = Duration::from_nanos(1_000_000_000 / TICKS);
+/// Where less is allowed than this, it is a share of this that counts when room is needed.
+const FEW: u32 = 8;
 
 /// Stands for a client under a limit: a keyed hash of both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,9 +105,10 @@ impl Entry {
         self.flags &= !(OVER | PENALTY | DRY);
     }
 
-    /// Remembers how much of `most` is left.
+    /// Remembers how much of `most` is left. Where that is very little, the first request is not much yet: it is what every
+    /// invented client has.
     pub fn weigh(&mut self, left: u32, most: u32) {
-        let used = u64::from(most.saturating_sub(left)) * 254 / u64::from(most.max(1));
+        let used = u64::from(most.saturating_sub(left)) * 254 / u64::from(most.max(FEW));
         self.share = u8::try_from(used).unwrap_or(u8::MAX).max(1);
     }
 
@@ -136,7 +141,7 @@ impl Entry {
         new
     }
 
-    /// Its name was not written down.
+    /// Its name was forgotten.
     pub fn unname(&mut self) {
         self.flags &= !NAMED;
     }
@@ -150,6 +155,7 @@ impl Entry {
     pub fn clear(&mut self) {
         self.count = Count::default();
         self.pass();
+        self.flags &= !(NAMED | TOLD);
         let next = (self.flags & GENERATION).wrapping_add(GENERATIONS) & GENERATION;
         self.flags = self.flags & !GENERATION | next;
     }
@@ -204,12 +210,12 @@ impl Set {
 
     /// A client's entry, if it has one. `tags` are the set's.
     fn find(&self, tags: &[u32; WAYS], tag: u32, upper: u32) -> Option<MutexGuard<'_, Entry>> {
-        let first = Self::preferred(tag);
-        let others = (0..WAYS).filter(|way| *way != first);
-        std::iter::once(first).chain(others).filter(|way| tags.get(*way) == Some(&tag)).find_map(|way| {
-            let entry = self.entries.get(way)?.0.lock();
+        let at = |way: usize| {
+            let entry = self.entries.get(way).filter(|_| tags.get(way) == Some(&tag))?.0.lock();
             (entry.upper == upper).then_some(entry)
-        })
+        };
+        // Most stand there: a branch that can be foreseen lets the processor begin with what follows.
+        at(Self::preferred(tag)).or_else(|| (0..WAYS).find_map(at))
     }
 }
 
@@ -349,7 +355,10 @@ mod tests {
 
     fn take(table: &Table, n: u64, now: Moment) -> bool {
         table.with(handle(n), 0, now, |entry| {
-            let used = entry.count.take(&QUOTA, 1, now);
+            let used = entry.count.used(&QUOTA, 1, now);
+            if used.fits {
+                entry.count.add(&QUOTA, 1, now);
+            }
             entry.weigh(used.left.saturating_sub(1), QUOTA.requests);
             used.fits
         })
@@ -400,7 +409,8 @@ mod tests {
         let count = |n: u64, quota: &Quota, times: u32| {
             for _ in 0..times {
                 table.with(handle(n), 0, at(1), |entry| {
-                    let used = entry.count.take(quota, 1, at(1));
+                    let used = entry.count.used(quota, 1, at(1));
+                    entry.count.add(quota, 1, at(1));
                     entry.weigh(used.left.saturating_sub(1), quota.most());
                 });
             }

@@ -47,7 +47,7 @@ impl Compiler<'_> {
             self.error(key_path!["overload", "classes"], "expected at most 50 classes");
         }
         // What no class takes is less important than all that have a name.
-        if let Some(i) = classes.iter().position(|class| class.name.0 == "default").filter(|_| other.is_none()) {
+        if let Some(i) = classes.iter().position(|class| class.name.0 == "default" && class.expression.is_some()) {
             let problem = Problem::error(key_path!["overload", "classes", i, "name"], "`default` is what no other class takes");
             self.problems.push(problem.hint("give it another name, or leave its `expression` out"));
         }

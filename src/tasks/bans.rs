@@ -87,7 +87,7 @@ pub async fn run(state: Arc<State>, dir: Option<std::path::PathBuf>, mut restore
         if let Some(dir) = dir.clone() {
             let theirs = ledger.clone();
             // The first limit may come with a reload: what is on disk is older than all that it knows.
-            let first = !std::mem::replace(&mut restored, true);
+            let first = !restored;
             let saved = tokio::task::spawn_blocking(move || {
                 if first {
                     restore(&dir, &theirs)?;
@@ -99,12 +99,23 @@ pub async fn run(state: Arc<State>, dir: Option<std::path::PathBuf>, mut restore
                 tracing::error!(%error, "penalties cannot be written to state_dir, and would not survive a restart");
             }
             failed = error.is_some();
+            restored |= !failed;
         }
         tokio::time::sleep(PAUSE.max(began.elapsed() * SHARE)).await;
         // Wakes without a change only to tidy up.
         let _ = tokio::time::timeout(TIDY, changed).await;
         let now = clock::now();
-        ledger.book.tidy(|handle| ledger.table.get(handle).is_some_and(|entry| !entry.is_over(now)), now);
+        let known = |handle| {
+            let keep = ledger.table.change(handle, |entry| {
+                let keep = !entry.is_over(now);
+                if !keep {
+                    entry.unname();
+                }
+                keep
+            });
+            keep == Some(true)
+        };
+        ledger.book.tidy(known, now);
     }
 }
 

@@ -349,7 +349,7 @@ impl Plan {
             last.stale = stale;
         }
         let innocent = stale || slow_client || cut;
-        if failure.is_timeout() && !innocent {
+        if failure.is_timeout() && !innocent && self.measures {
             self.learn(backends.regions, now);
         }
         self.finish(backends.regions, Outcome::Failed(failure), (!innocent).then_some(false), now);

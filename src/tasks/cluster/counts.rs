@@ -51,12 +51,12 @@ pub(super) struct Told {
 struct Message {
     /// The node.
     from: String,
-    /// It does not know where the receiver is, and asks.
-    #[serde(default, skip_serializing_if = "is_false")]
-    hello: bool,
-    /// The answer: from here on it is known.
-    #[serde(default, skip_serializing_if = "is_false")]
-    known: bool,
+    /// It does not know where the receiver is, and asks. Whoever answers repeats the number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hello: Option<u64>,
+    /// This is a part of an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer: Option<Answer>,
     /// By limit: what was counted more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     counts: BTreeMap<String, Counts>,
@@ -66,6 +66,17 @@ struct Message {
     /// Clients that begin anew.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     resets: Vec<Id>,
+}
+
+/// A part of an answer to a hello.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Answer {
+    /// To this one.
+    to: u64,
+    /// The answer's own number.
+    id: u64,
+    /// There is no more: from here on the node is known.
+    last: bool,
 }
 
 /// What was counted more under one limit.
@@ -104,10 +115,6 @@ struct Penalty {
     left: u64,
 }
 
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
 impl Penalty {
     fn new(handle: Handle, ban: &Ban, now: Moment) -> Self {
         let left = ban.until.since(now).as_millis();
@@ -140,34 +147,59 @@ struct Untold<'a> {
 impl Drop for Untold<'_> {
     fn drop(&mut self) {
         if !self.news.is_empty() {
-            self.ledger.outbox.put_back(std::mem::take(&mut self.news).into());
+            self.ledger.untold(std::mem::take(&mut self.news).into());
         }
     }
 }
 
 /// Whom this node knows since it connected, and who wants to know it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Acquaintances {
+    /// What this node calls its question.
+    hello: u64,
     /// They told where they are: what they tell from then on is more.
     known: HashSet<String>,
+    /// They are telling, in several messages: the answer's number, and what came of it.
+    telling: HashMap<String, (u64, Vec<Message>)>,
     /// They were asked, and when.
     asked: HashMap<String, Moment>,
-    /// They ask.
-    asking: BTreeSet<String>,
+    /// They ask, and what they call their question.
+    asking: BTreeMap<String, u64>,
     /// They shall be asked.
     unknown: BTreeSet<String>,
 }
 
 /// Nodes that are remembered, of each kind: a process that was started again is another.
 const NODES: usize = 16 << 10;
-/// A node that does not answer is asked again after this long.
+/// A node that does not answer is asked again after this long,
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// and forgotten after this long.
+const FORGET: Duration = Duration::from_secs(60);
+/// Messages of one answer.
+const PARTS: usize = (TOLD + BANS) / CHUNK + 4;
+const BANS: usize = 64 << 10;
+
+impl Default for Acquaintances {
+    fn default() -> Self {
+        Self {
+            hello: fastrand::u64(..),
+            known: HashSet::new(),
+            telling: HashMap::new(),
+            asked: HashMap::new(),
+            asking: BTreeMap::new(),
+            unknown: BTreeSet::new(),
+        }
+    }
+}
 
 impl Acquaintances {
     /// Is what this node tells more than what is known of it? If not, it shall be asked.
     fn knows(&mut self, node: &str, now: Moment) -> bool {
         if self.known.contains(node) {
             return true;
+        }
+        if self.asked.len() >= NODES {
+            self.asked.retain(|_, then| now.since(*then) < FORGET);
         }
         let due = self.asked.get(node).is_none_or(|then| now.since(*then) >= ASK_AGAIN);
         if due && self.asked.len() < NODES && self.unknown.len() < NODES {
@@ -176,36 +208,67 @@ impl Acquaintances {
         }
         false
     }
+
+    /// Keeps a part of an answer; all of them once the last is there. What answers another question is nothing.
+    fn told(&mut self, answer: Answer, message: Message) -> Option<Vec<Message>> {
+        let node = message.from.clone();
+        if answer.to != self.hello || self.known.contains(&node) || self.known.len() >= NODES {
+            return None;
+        }
+        let (id, parts) = self.telling.entry(node.clone()).or_default();
+        if *id != answer.id {
+            (*id, *parts) = (answer.id, Vec::new());
+        }
+        if parts.len() < PARTS {
+            parts.push(message);
+        }
+        if !answer.last {
+            return None;
+        }
+        self.asked.remove(&node);
+        let (_, parts) = self.telling.remove(&node)?;
+        self.known.insert(node);
+        Some(parts)
+    }
 }
 
 impl Cluster {
     /// Tells others what is new, and who asks everything, until the connection ends.
     pub(super) async fn publish(&self, state: &State, mut connection: MultiplexedConnection) -> RedisResult<Infallible> {
-        let hello = Message { from: self.node.clone(), hello: true, ..Message::default() };
-        self.send(&mut connection, &self.everybody(), &hello).await?;
         let ledger = loop {
             match state.memory.known_ledger() {
                 Some(ledger) => break ledger,
                 None => sleep(NO_LIMITS).await,
             }
         };
+        let mut shared = None;
         loop {
+            // Where other limits are shared now, what others counted under them is asked for.
+            let now = shared_limits(state);
+            if shared.as_ref() != Some(&now) {
+                if shared.replace(now).is_some() {
+                    self.meet_again(state);
+                }
+                self.send(&mut connection, &self.everybody(), &self.hello()).await?;
+            }
             // First listen, then look.
             let (filled, urgent, met) = (ledger.outbox.filled.listen(), ledger.outbox.urgent.listen(), self.met.listen());
             let (asking, unknown) = {
                 let mut nodes = self.nodes.lock();
                 (std::mem::take(&mut nodes.asking), std::mem::take(&mut nodes.unknown))
             };
-            for node in asking {
-                self.tell_all(&ledger, &mut connection, &node).await?;
+            for (node, question) in asking {
+                self.tell_all(state, &ledger, &mut connection, &node, question).await?;
             }
             for node in unknown {
-                self.send(&mut connection, &self.only(&node), &hello).await?;
+                self.send(&mut connection, &self.only(&node), &self.hello()).await?;
             }
             if ledger.outbox.is_empty() {
                 tokio::select! {
                     () = filled => {}
                     () = met => continue,
+                    // A reload may have changed what is shared.
+                    () = sleep(NO_LIMITS) => continue,
                 }
             }
             tokio::select! {
@@ -226,6 +289,7 @@ impl Cluster {
         let mut message = Message { from: self.node.clone(), ..Message::default() };
         let (mut told, mut resets, mut count) = (Vec::new(), Vec::new(), 0);
         self.prune(ledger, now);
+        self.anew.lock().clear();
         for news in untold.news.iter().take(CHUNK) {
             count += 1;
             match news {
@@ -252,22 +316,29 @@ impl Cluster {
                 }
                 News::Ban(handle, ban) => message.bans.push(Penalty::new(*handle, ban, now)),
                 News::Reset(handle) => {
-                    // What is counted from here on is more than nothing.
+                    // What is counted from here on is more than nothing. Others forget first, whatever the order here.
                     self.told.lock().remove(handle);
                     told.retain(|(known, _)| known != handle);
+                    message.counts.values_mut().for_each(|counts| counts.clients.retain(|(Id(known), _)| known != handle));
+                    message.bans.retain(|penalty| penalty.handle.0 != *handle);
                     message.resets.push(Id(*handle));
                     resets.extend(limits.iter().filter(|limit| limit.strict).map(|limit| self.counter(*handle, &limit.quota)));
                 }
             }
         }
-        self.send(connection, &self.everybody(), &message).await?;
-        for key in resets {
-            redis::cmd("DEL").arg(key).query_async::<()>(connection).await?;
+        if !resets.is_empty() {
+            redis::cmd("DEL").arg(resets).query_async::<()>(connection).await?;
         }
-        // Only what was sent was told.
+        self.send(connection, &self.everybody(), &message).await?;
+        // Only what was sent was told, and of who began anew meanwhile nothing was.
         untold.news.drain(..count);
-        self.told.lock().extend(told);
+        let anew = self.anew.lock();
+        self.told.lock().extend(told.into_iter().filter(|(handle, _)| !anew.contains(handle)));
         Ok(())
+    }
+
+    fn hello(&self) -> Message {
+        Message { from: self.node.clone(), hello: Some(self.nodes.lock().hello), ..Message::default() }
     }
 
     /// Forgets what others were told of clients of whom nothing is counted any more, now and then.
@@ -282,14 +353,25 @@ impl Cluster {
     }
 
     /// Tells a node where this one is.
-    async fn tell_all(&self, ledger: &Ledger, connection: &mut MultiplexedConnection, node: &str) -> RedisResult<()> {
+    async fn tell_all(
+        &self,
+        state: &State,
+        ledger: &Ledger,
+        connection: &mut MultiplexedConnection,
+        node: &str,
+        question: u64,
+    ) -> RedisResult<()> {
         let now = clock::now();
+        let shared = shared_limits(state);
         let mut messages = Vec::new();
         let told: Vec<_> = self.told.lock().iter().map(|(handle, told)| (*handle, *told)).collect();
         for chunk in told.chunks(CHUNK) {
             let mut message = Message::default();
             for (handle, told) in chunk {
-                let Some(id) = ledger.id(told.limit) else { continue };
+                // Rings of before a reload mean nothing now.
+                let Some(id) = ledger.id(told.limit).filter(|id| shared.contains(&(id.to_string(), told.width))) else {
+                    continue;
+                };
                 // What has aged out since is not told.
                 let passed = (now.millis() / told.width.max(1)).saturating_sub(told.bucket);
                 let mut ages = vec![0; usize::try_from(passed).unwrap_or(BUCKETS).min(BUCKETS)];
@@ -306,10 +388,12 @@ impl Cluster {
             let bans = chunk.iter().map(|(handle, ban)| Penalty::new(*handle, ban, now)).collect();
             messages.push(Message { bans, ..Message::default() });
         }
-        // With this it knows everything.
-        messages.push(Message { known: true, ..Message::default() });
-        for message in messages {
-            self.send(connection, &self.only(node), &Message { from: self.node.clone(), ..message }).await?;
+        // There is always a last one.
+        messages.push(Message::default());
+        let (id, parts) = (fastrand::u64(..), messages.len());
+        for (n, message) in messages.into_iter().enumerate() {
+            let answer = Some(Answer { to: question, id, last: n + 1 == parts });
+            self.send(connection, &self.only(node), &Message { from: self.node.clone(), answer, ..message }).await?;
         }
         Ok(())
     }
@@ -319,8 +403,8 @@ impl Cluster {
         redis::cmd("PUBLISH").arg(channel).arg(text).query_async(connection).await
     }
 
-    /// Takes in what another node tells; `own`: it tells this node alone.
-    pub(super) fn received(&self, state: &State, payload: &[u8], own: bool) {
+    /// Takes in what another node tells.
+    pub(super) fn received(&self, state: &State, payload: &[u8]) {
         let message = match serde_json::from_slice::<Message>(payload) {
             Ok(message) if message.from == self.node || message.from.len() > 64 => return,
             Ok(message) => message,
@@ -331,29 +415,33 @@ impl Cluster {
         };
         let now = clock::now();
         let mut nodes = self.nodes.lock();
-        if message.hello && nodes.asking.len() < NODES {
-            nodes.asking.insert(message.from.clone());
+        if let Some(question) = message.hello.filter(|_| nodes.asking.len() < NODES) {
+            nodes.asking.insert(message.from.clone(), question);
         }
-        // Differences of one whose beginning was missed say nothing; the answer that is on its way has them. A second
-        // answer says nothing new.
-        let counts = if own { !nodes.known.contains(&message.from) } else { nodes.knows(&message.from, now) };
-        if message.known && nodes.known.len() < NODES {
-            nodes.known.insert(message.from.clone());
-            nodes.asked.remove(&message.from);
-        }
+        // Differences of one whose beginning was missed say nothing; the answer that is on its way has them.
+        let (counts, messages) = match message.answer {
+            Some(answer) => (true, nodes.told(answer, message).unwrap_or_default()),
+            None => (nodes.knows(&message.from, now), vec![message]),
+        };
         let wakes = !nodes.asking.is_empty() || !nodes.unknown.is_empty();
+        // Under the lock: what is cleared when nodes meet again is not filled by what was told before.
+        if let Some(ledger) = state.memory.known_ledger() {
+            messages.iter().for_each(|message| self.take_in(state, &ledger, message, counts, now));
+        }
         drop(nodes);
         if wakes {
             self.met.notify(usize::MAX);
-        }
-        if let Some(ledger) = state.memory.known_ledger() {
-            self.take_in(state, &ledger, &message, counts, now);
         }
     }
 
     fn take_in(&self, state: &State, ledger: &Ledger, message: &Message, counts: bool, now: Moment) {
         let live = state.live.load_full();
         let known = |id: &str| live.snapshot.limits.rules.iter().find(|limit| *limit.id == *id);
+        for Id(handle) in &message.resets {
+            self.anew.lock().insert(*handle);
+            self.told.lock().remove(handle);
+            ledger.reset(*handle, false);
+        }
         for (id, Counts { width, clients }) in message.counts.iter().filter(|_| counts) {
             let (Some(limit), Some(others)) = (known(id).filter(|limit| limit.is_shared()), &ledger.others) else { continue };
             // A node in the middle of a reload counts in other buckets.
@@ -362,8 +450,9 @@ impl Cluster {
             }
             for (Id(handle), ages) in clients {
                 others.with(*handle, limit.number, now, |entry| {
-                    for (age, count) in (0..).zip(ages).take(BUCKETS).filter(|(_, count)| **count > 0) {
-                        entry.count.add_aged(&limit.quota, *count, age, now);
+                    for (age, count) in (0u32..).zip(ages).take(BUCKETS).filter(|(_, count)| **count > 0) {
+                        // Their buckets begin at other times: rather a bucket too long than a moment too short.
+                        entry.count.add_aged(&limit.quota, *count, age.saturating_sub(1), now);
                     }
                     entry.weigh(entry.count.used(&limit.quota, 1, now).left, limit.quota.most());
                 });
@@ -376,11 +465,14 @@ impl Cluster {
             let ban = Ban { limit: limit.id.clone(), key: key.into(), until };
             ledger.ban(penalty.handle.0, limit.number, ban, now);
         }
-        for Id(handle) in &message.resets {
-            self.told.lock().remove(handle);
-            ledger.reset(*handle, false);
-        }
     }
+}
+
+/// Limits that nodes tell each other of, and the width of their buckets.
+fn shared_limits(state: &State) -> BTreeSet<(String, u64)> {
+    let live = state.live.load();
+    let shared = live.snapshot.limits.rules.iter().filter(|limit| limit.is_shared());
+    shared.map(|limit| (limit.id.to_string(), width(limit))).collect()
 }
 
 fn width(limit: &Limit) -> u64 {

@@ -12,7 +12,7 @@
 mod counts;
 mod orders;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,7 +23,7 @@ use arc_swap::ArcSwapOption;
 use event_listener::Event;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
 use redis::{AsyncConnectionConfig, Client, RedisResult, Script};
 use tokio::time::{sleep, timeout};
 
@@ -63,6 +63,8 @@ pub struct Cluster {
     /// When it was last looked which of these are over, in milliseconds.
     pruned: AtomicU64,
     nodes: Mutex<counts::Acquaintances>,
+    /// Clients that began anew while something was being told.
+    anew: Mutex<HashSet<Handle>>,
     /// A node asks, or is to be asked.
     met: Event,
     /// Up to where orders were read.
@@ -112,6 +114,7 @@ impl Cluster {
             told: Mutex::default(),
             pruned: AtomicU64::new(0),
             nodes: Mutex::default(),
+            anew: Mutex::default(),
             met: Event::new(),
             read: Mutex::default(),
         })
@@ -184,13 +187,11 @@ impl Cluster {
         blocking.set_response_timeout(orders::BLOCK + PATIENCE);
         let mut heard = timeout(PATIENCE, self.client.get_async_pubsub()).await.map_err(std::io::Error::from)??;
         heard.subscribe(&[self.everybody(), self.only(&self.node)]).await?;
-        // What others counted is told anew by each of them: what was missed in between is in it, and nothing twice.
-        *self.nodes.lock() = counts::Acquaintances::default();
-        if let Some(others) = state.memory.known_ledger().as_ref().and_then(|ledger| ledger.others.as_ref()) {
-            others.clear();
-        }
+        self.meet_again(state);
         self.catch_up(state, &mut blocking).await?;
-        self.strict.store(Some(Arc::new(connect().await?)));
+        let strict = connect().await?;
+        self.strict.store(Some(Arc::new(strict.clone())));
+        let (sink, heard) = heard.split();
         self.set_connected(state, true);
         tracing::info!(name = self.name, node = self.node, "connected to the cluster's Redis");
         tokio::select! {
@@ -198,7 +199,16 @@ impl Cluster {
             ended = self.listen(state, heard) => ended,
             ended = self.follow(state, blocking) => ended,
             ended = self.tell_orders(state, connection.clone()) => ended,
-            ended = self.watch(state, connection) => ended,
+            ended = self.watch(state, [connection, strict], sink) => ended,
+        }
+    }
+
+    /// What others counted is told anew by each of them: what was missed is in it, and nothing twice.
+    fn meet_again(&self, state: &State) {
+        let mut nodes = self.nodes.lock();
+        *nodes = counts::Acquaintances::default();
+        if let Some(others) = state.memory.known_ledger().as_ref().and_then(|ledger| ledger.others.as_ref()) {
+            others.clear();
         }
     }
 
@@ -217,19 +227,25 @@ impl Cluster {
         format!("{}:limits:{node}", self.name)
     }
 
-    async fn listen(&self, state: &State, mut heard: redis::aio::PubSub) -> RedisResult<Infallible> {
-        let own = self.only(&self.node);
-        let mut messages = heard.on_message();
+    async fn listen(&self, state: &State, mut messages: PubSubStream) -> RedisResult<Infallible> {
         while let Some(message) = messages.next().await {
-            self.received(state, message.get_payload_bytes(), message.get_channel_name() == own);
+            self.received(state, message.get_payload_bytes());
         }
         Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into())
     }
 
-    /// Asks now and then whether Redis is there, and whether limits exist by now that have to know.
-    async fn watch(&self, state: &State, mut connection: MultiplexedConnection) -> RedisResult<Infallible> {
+    /// Asks now and then on every connection whether Redis is there, and whether limits exist by now that have to know.
+    async fn watch(
+        &self,
+        state: &State,
+        mut connections: [MultiplexedConnection; 2],
+        mut heard: PubSubSink,
+    ) -> RedisResult<Infallible> {
         loop {
-            redis::cmd("PING").query_async::<()>(&mut connection).await?;
+            for connection in &mut connections {
+                redis::cmd("PING").query_async::<()>(connection).await?;
+            }
+            timeout(PATIENCE, heard.ping::<redis::Value>()).await.map_err(std::io::Error::from)??;
             self.set_connected(state, true);
             sleep(PING).await;
         }

@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Read {
     last: Option<String>,
-    /// The last order for each of this node's regions that stands in it.
+    /// The last order for each region that stands in it.
     given: HashMap<String, Given>,
     /// The regions that this node had when it began to read.
     regions: Vec<Arc<str>>,
@@ -61,6 +61,7 @@ impl Cluster {
                 break;
             }
             for order in orders.into_iter().flatten() {
+                self.note(&order);
                 match last.get_mut(&order.region) {
                     Some(known) if known.given >= order.given => {}
                     Some(known) => *known = order,
@@ -90,13 +91,21 @@ impl Cluster {
         self.read.lock().regions.iter().any(|known| **known == *region)
     }
 
+    /// The stream has this order.
+    fn note(&self, order: &Stamped) {
+        let mut read = self.read.lock();
+        if read.given.len() < KEPT * 2 || read.given.contains_key(&order.region) {
+            let known = read.given.entry(order.region.clone()).or_default();
+            *known = known.clone().max(order.given.clone());
+        }
+    }
+
     /// Carries orders out, one after the other.
     async fn apply(&self, state: &Arc<State>, orders: Vec<Stamped>) {
-        for order in orders.into_iter().filter(|order| self.is_ours(&order.region)) {
-            {
-                let mut read = self.read.lock();
-                let known = read.given.entry(order.region.clone()).or_default();
-                *known = known.clone().max(order.given.clone());
+        for order in orders {
+            self.note(&order);
+            if !self.is_ours(&order.region) {
+                continue;
             }
             let theirs = state.clone();
             // It is written down before the next.
@@ -123,6 +132,11 @@ impl Cluster {
                 _ => None,
             });
             orders.push(match text.map(|text| serde_json::from_slice::<Event>(text)) {
+                // It would hold for ever against all that follow.
+                Some(Ok(Event::Region(order))) if order.given.is_ahead() => {
+                    tracing::warn!(region = order.region, "an order of another node is from the future, and is not carried out");
+                    None
+                }
                 Some(Ok(Event::Region(order))) => Some(order),
                 Some(Err(error)) => {
                     tracing::debug!(%error, id, "an event of the cluster is not understood");
