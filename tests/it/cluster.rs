@@ -456,5 +456,66 @@ async fn nonsense_from_redis() {
     // An order given here is later than all of it.
     assert_eq!(a.order("/regions/b/restore", "").await.status, 200);
     assert_eq!(a.order("/regions/a/drain", r#"{ "force": true }"#).await.status, 200);
-    a.until("the order", |state| state.memory.region("a").is_away(clock::now())).await;
+    let b = node(&origin, &redis, API).await;
+    for node in [&a, &b] {
+        node.until("the order", |state| state.memory.region("a").is_away(clock::now())).await;
+        node.until("the other", |state| !state.memory.region("b").is_away(clock::now())).await;
+    }
+    assert_eq!(b.order("/regions/a/restore", "").await.status, 200);
+    a.until("its end", |state| !state.memory.region("a").is_away(clock::now())).await;
+}
+
+/// A connection that is cut is missed, whichever it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_connection_is_watched() {
+    let (origin, redis) = (Origin::always(ok("served")).await, Redis::start().await);
+    let (a, b) = (node(&origin, &redis, API).await, node(&origin, &redis, API).await);
+    for kind in ["normal", "pubsub"] {
+        Redis::tell(redis.port, &["CLIENT", "KILL", "TYPE", kind]).await;
+        for node in [&a, &b] {
+            connected(node, true).await;
+        }
+        let ip = format!("198.51.100.{}", kind.len());
+        assert_eq!(pass(&a, &ip, 20).await, 20);
+        // News may be lost in the middle of it; what follows brings the rest.
+        let told = async {
+            loop {
+                pass(&a, &ip, 1).await;
+                let live = b.state.live.load_full();
+                let ledger = live.snapshot.limits.ledger.as_ref().unwrap();
+                let known = live.snapshot.limits.find(&ip, None).into_iter().find_map(|h| ledger.others.as_ref().unwrap().get(h));
+                if known.is_some_and(|entry| 100 - entry.count.used(&QUOTA, 1, clock::now()).left > 20) {
+                    return;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.expect("b stays deaf");
+    }
+}
+
+/// A longer period counts what was counted under the shorter one, here and elsewhere, and nothing twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_period_on_every_node() {
+    let (origin, redis) = (Origin::always(ok("served")).await, Redis::start().await);
+    let limits = |period: &str| format!("[{{ id: api, requests: 100, period: {period} }}]");
+    let (a, b) = (node(&origin, &redis, &limits("30m")).await, node(&origin, &redis, &limits("30m")).await);
+    let ip = "198.51.100.1";
+    assert_eq!(pass(&a, ip, 40).await, 40);
+    let left = async |node: &Portolan, left: u64| {
+        let wait = async {
+            while node.explain(json!({ "ip": ip, "url": "/" })).await["limits"][0]["left"].as_u64() != Some(left) {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never {left} left"));
+    };
+    left(&b, 59).await;
+    for node in [&a, &b] {
+        node.replace(&yaml(&origin, &redis, &limits("1h")));
+        node.reloader.reload("test").await.unwrap();
+    }
+    assert_eq!(pass(&a, ip, 1).await, 1);
+    left(&b, 58).await;
+    assert_eq!(pass(&b, ip, 60).await, 59);
 }

@@ -495,6 +495,33 @@ mod tests {
     }
 
     #[test]
+    fn answers_count_as_a_whole_and_once() {
+        let mut nodes = Acquaintances::default();
+        let now = Moment::default();
+        assert!(!nodes.knows("b", now) && nodes.unknown.contains("b"));
+        nodes.unknown.clear();
+        assert!(!nodes.knows("b", now) && nodes.unknown.is_empty(), "it is asked once");
+        assert!(!nodes.knows("b", now.after(ASK_AGAIN)) && nodes.unknown.contains("b"), "and again if it does not answer");
+        let part = |to, id, last| (Answer { to, id, last }, Message { from: "b".to_owned(), ..Message::default() });
+        let mut hear = |to, id, last| {
+            let (answer, message) = part(to, id, last);
+            nodes.told(answer, message).map(|parts| parts.len())
+        };
+        let hello = Acquaintances::default().hello;
+        assert_eq!(hear(hello, 1, true), None, "that is the answer to another's question");
+        let hello = nodes.hello;
+        let mut hear = |id, last| {
+            let (answer, message) = part(hello, id, last);
+            nodes.told(answer, message).map(|parts| parts.len())
+        };
+        assert_eq!(hear(1, false), None);
+        assert_eq!(hear(2, false), None, "it began anew");
+        assert_eq!(hear(2, true), Some(2));
+        assert_eq!(hear(3, true), None, "it is known already");
+        assert!(nodes.knows("b", now));
+    }
+
+    #[test]
     fn only_what_is_new_is_told() {
         let before = told(&[3, 2], 100);
         for (now, more) in [
