@@ -76,8 +76,8 @@ pub struct Metrics {
     reload_successful: IntGauge,
     /// Client connections that are open.
     pub connections: IntGauge,
-    /// 1 while the cluster's Redis can be reached.
-    pub cluster_connected: IntGauge,
+    /// Without labels, and not there before a cluster says something: there may be none.
+    cluster_connected: IntGaugeVec,
     /// Access log lines that found their buffer full.
     pub log_lines_dropped: IntCounter,
     unrouted: Arc<RouteMetrics>,
@@ -233,7 +233,7 @@ impl Metrics {
                 "1 if the last configuration read was put in force.",
             )?,
             learned_areas: gauge("portolan_latency_areas", "Client areas of which `policy: latency` learned something.")?,
-            cluster_connected: gauge("portolan_cluster_connected", "1 while the cluster's Redis can be reached.")?,
+            cluster_connected: gauges("portolan_cluster_connected", "1 while the cluster's Redis can be reached.", &[])?,
             connections: gauge("portolan_connections", "Client connections that are open.")?,
             registry,
             requests,
@@ -380,6 +380,11 @@ impl Metrics {
     /// Counts what was let go.
     fn shed(&self, reason: Shed, class: &str) {
         self.shed.with_label_values(&[reason.label(), class]).inc();
+    }
+
+    /// Can the cluster's Redis be reached?
+    pub fn cluster(&self, connected: bool) {
+        self.cluster_connected.with_label_values::<&str>(&[]).set(connected.into());
     }
 
     /// Counts a connection that was let go.

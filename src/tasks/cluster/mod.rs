@@ -172,7 +172,7 @@ impl Cluster {
 
     fn set_connected(&self, state: &State, connected: bool) {
         self.connected.store(connected, Relaxed);
-        state.metrics.cluster_connected.set(connected.into());
+        state.metrics.cluster(connected);
         if let Some(ledger) = state.memory.known_ledger() {
             ledger.connected.store(connected, Relaxed);
         }
