@@ -358,7 +358,8 @@ impl Edge {
         thread::sleep(Duration::from_millis(300));
         let log = std::fs::read_to_string(self.dir.path().join("access.log")).unwrap();
         let mut waited = Vec::new();
-        for line in log.lines() {
+        // Of the last line a part may be written yet.
+        for line in log.rsplit_once('\n').unwrap_or_default().0.lines() {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             let attempts = line["attempts"].as_array().unwrap();
             let failed = attempts.iter().filter(|t| t["region"] == region.to_string() && t["outcome"] != "ok");
