@@ -156,10 +156,13 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     trail.route = matched;
 
     // How much at once. (Whoever has its places keeps them.)
+    let routed = OnceCell::new();
     let view = || {
-        let mut view = View::new(facts, &target, asker);
-        view.route = Some(&route.name);
-        view
+        routed.get_or_init(|| {
+            let mut view = View::new(facts, &target, asker);
+            view.route = Some(&route.name);
+            view
+        })
     };
     trail.class = snapshot.overload.class(view);
     match earlier {
@@ -182,13 +185,13 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     if !snapshot.waf.is_empty() || !snapshot.limits.is_empty() {
         let view = view();
         let mut findings = Findings { open: mode == Mode::Peek, ..Findings::default() };
-        let mut ruling = judge(snapshot, &view, &mut findings);
+        let mut ruling = judge(snapshot, view, &mut findings);
         // How often. The managed ruleset reads no body of who asked too often.
         if findings.unlimited {
             trail.limits.skip();
         }
         if ruling == Ruling::Pass {
-            match limit(snapshot, &view, Stage::Arrival, mode, &mut trail.limits) {
+            match limit(snapshot, view, Stage::Arrival, mode, &mut trail.limits) {
                 Ok(()) => {}
                 Err(limited) => {
                     trail.matches = findings.matches;
@@ -197,7 +200,7 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
             }
         }
         if ruling == Ruling::Pass {
-            ruling = snapshot.waf.judge_managed(&view, &mut findings);
+            ruling = snapshot.waf.judge_managed(view, &mut findings);
         }
         trail.matches = findings.matches;
         trail.later = findings.later;
@@ -205,18 +208,18 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
             Ruling::Pass => {}
             Ruling::NeedBody => return trail.end(Next::NeedBody, None),
             stopped => {
-                let (refusal, header) = stop(snapshot, &view, stopped, mode);
+                let (refusal, header) = stop(snapshot, view, stopped, mode);
                 return trail.refuse(refusal, header);
             }
         }
         if snapshot.limits.at_origin()
-            && let Err(limited) = limit(snapshot, &view, Stage::Origin, mode, &mut trail.limits)
+            && let Err(limited) = limit(snapshot, view, Stage::Origin, mode, &mut trail.limits)
         {
             return trail.limited(limited);
         }
     }
     if !applied.is_empty() {
-        let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(&view(), &applied) };
+        let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(view(), &applied) };
         trail.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
     }
 

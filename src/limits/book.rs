@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use event_listener::Event;
 use parking_lot::Mutex;
@@ -14,7 +15,9 @@ use crate::request::Moment;
 /// Clients near a limit whose names are kept.
 const NAMES: usize = 16 << 10;
 /// Penalties that are kept.
-const BANS: usize = 64 << 10;
+pub const BANS: usize = 64 << 10;
+/// The longest that an offender is refused.
+pub const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 
 /// A client that is refused for a time.
 #[derive(Debug, Clone, PartialEq, Eq)]

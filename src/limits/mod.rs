@@ -334,7 +334,7 @@ impl Limits {
             let others = if limit.is_shared() { ledger.elsewhere(handle) } else { None };
             let unreachable = limit.deny && !limit.strict && !ledger.connected.load(Relaxed);
             let answer = if unreachable { Some(Shared::Unreachable) } else { answer };
-            let mut ask = Ask { limit, others, answer, counts, named: ledger.book.has_room(), now };
+            let ask = Ask { limit, others, answer, counts, named: ledger.book.has_room(), now };
             // Redis may not have heard of a new beginning yet.
             if limit.strict && answer.is_none() && counts && !peek && !settled && ask.is_open(ledger.table.get(handle)) {
                 asked.next = position;
@@ -506,7 +506,7 @@ impl Ask<'_> {
     }
 
     /// Could it pass, as far as is known here?
-    fn is_open(&mut self, entry: Option<Entry>) -> bool {
+    fn is_open(&self, entry: Option<Entry>) -> bool {
         let entry = entry.unwrap_or_default();
         entry.penalty(self.limit.is_quiet(), self.now).is_none() && self.used(&entry).fits
     }

@@ -291,8 +291,8 @@ impl Count {
         }
     }
 
-    /// Brings it to `now`, and under `quota` if it was counted under another: from here on that holds. (Of a token bucket only a time is
-    /// known, which says nothing to other algorithms: they begin anew.)
+    /// Brings it to `now`, and under `quota` if it was counted under another: from here on that holds. (Of a token
+    /// bucket only a time is known, which says nothing to other algorithms: they begin anew.)
     pub fn adopt(&mut self, quota: &Quota, now: Moment) {
         let form = quota.form();
         if self.form == form {

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustc_hash::FxHashMap;
 
 use crate::limits::Prefixes;
@@ -143,13 +143,17 @@ impl Default for Clients {
 }
 
 impl Clients {
+    /// A client's part of the table, and its key there. The hash is a part of that: the map's own hash is one that
+    /// strangers could make collide.
+    fn shard(&self, client: IpAddr) -> Option<(MutexGuard<'_, Shard>, (u64, IpAddr))> {
+        let hash = self.hasher.hash_one(client);
+        Some((self.shards.get(hash as usize % SHARDS)?.lock(), (hash, client)))
+    }
+
     /// Takes one more for a client, unless it has `most` already.
     pub fn take(&self, client: IpAddr, most: u32) -> bool {
-        // The hash is a part of the key: the map's own hash is one that strangers could make collide.
-        let hash = self.hasher.hash_one(client);
-        let Some(shard) = self.shards.get(hash as usize % SHARDS) else { return false };
-        let mut shard = shard.lock();
-        let count = shard.entry((hash, client)).or_default();
+        let Some((mut shard, key)) = self.shard(client) else { return false };
+        let count = shard.entry(key).or_default();
         if *count >= most {
             // It is not zero, unless nothing is allowed.
             return false;
@@ -160,20 +164,16 @@ impl Clients {
 
     /// How many a client has.
     pub fn has(&self, client: IpAddr) -> u32 {
-        let hash = self.hasher.hash_one(client);
-        let shard = self.shards.get(hash as usize % SHARDS);
-        shard.and_then(|shard| shard.lock().get(&(hash, client)).copied()).unwrap_or(0)
+        self.shard(client).and_then(|(shard, key)| shard.get(&key).copied()).unwrap_or(0)
     }
 
     /// Gives one back.
     pub fn give_back(&self, client: IpAddr) {
-        let hash = self.hasher.hash_one(client);
-        let Some(shard) = self.shards.get(hash as usize % SHARDS) else { return };
-        let mut shard = shard.lock();
-        if let Some(count) = shard.get_mut(&(hash, client)) {
+        let Some((mut shard, key)) = self.shard(client) else { return };
+        if let Some(count) = shard.get_mut(&key) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                shard.remove(&(hash, client));
+                shard.remove(&key);
             }
         }
     }
@@ -214,12 +214,12 @@ fn take(count: &AtomicU32, most: u32) -> bool {
 
 impl Overload {
     /// The class of a request, as a position. `view` is made only where an expression asks for it.
-    pub fn class<'v, 'a: 'v>(&self, view: impl FnOnce() -> View<'a>) -> u8 {
+    pub fn class<'v, 'a: 'v>(&self, view: impl FnOnce() -> &'v View<'a>) -> u8 {
         if self.classes.iter().all(|class| class.filter.is_none()) {
             return self.other;
         }
         let view = view();
-        let named = self.classes.iter().position(|class| class.filter.as_ref().is_some_and(|filter| filter.matches(&view)));
+        let named = self.classes.iter().position(|class| class.filter.as_ref().is_some_and(|filter| filter.matches(view)));
         named.and_then(|at| u8::try_from(at).ok()).unwrap_or(self.other)
     }
 

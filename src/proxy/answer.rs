@@ -88,23 +88,24 @@ async fn drain(session: &mut Session) {
 
 fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
     let text = || Content { kind: TEXT, body: Bytes::from_static(refusal.body().as_bytes()), more: Vec::new() };
+    let own = |answer: Option<&Answer>| match answer.filter(|answer| !answer.body.is_empty()) {
+        Some(Answer { content_type, body, .. }) => {
+            let kind = HeaderValue::from_str(content_type).unwrap_or(TEXT);
+            Content { kind, body: body.clone(), more: Vec::new() }
+        }
+        None => text(),
+    };
     let earned = || ctx.decision.as_ref().and_then(|d| d.header.clone());
     match refusal {
         Refusal::Blocked { rule: Some(rule), .. } => {
             match ctx.live.snapshot.waf.rules.get(usize::from(rule)).map(|r| &r.action) {
-                Some(Action::Block(Answer { content_type, body, .. })) if !body.is_empty() => {
-                    let kind = HeaderValue::from_str(content_type).unwrap_or(TEXT);
-                    Content { kind, body: body.clone(), more: Vec::new() }
-                }
-                _ => text(),
+                Some(Action::Block(answer)) => own(Some(answer)),
+                _ => own(None),
             }
         }
         Refusal::OverLimit { limit, .. } => match ctx.live.snapshot.limits.rules.get(usize::from(limit)).map(|l| &l.action) {
-            Some(limits::Action::Block(Answer { content_type, body, .. })) if !body.is_empty() => {
-                let kind = HeaderValue::from_str(content_type).unwrap_or(TEXT);
-                Content { kind, body: body.clone(), more: Vec::new() }
-            }
-            _ => text(),
+            Some(limits::Action::Block(answer)) => own(Some(answer)),
+            _ => own(None),
         },
         Refusal::Challenged { bits, waits } => challenge(session, ctx, refusal, bits, waits),
         Refusal::ChallengePassed { waited } => {

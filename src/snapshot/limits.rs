@@ -7,16 +7,14 @@ use crate::config::limits as typed;
 use crate::config::problem::{KeyPath, Problem};
 use crate::config::units::Name;
 use crate::key_path;
+use crate::limits::book::LONGEST;
 use crate::limits::quota::{Algorithm, Quota};
 use crate::limits::{Action, Counting, Limit, Limits, Prefixes};
 use crate::rules::{self, Filter, Phase, Scalar, Scope};
-use crate::waf::Answer;
 use crate::waf::challenge::Kind;
 
 /// The shortest period, and the longest.
 const PERIODS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
-/// The longest that an offender is refused.
-const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 /// The least memory.
 const LEAST: u64 = 1 << 20;
 /// The most.
@@ -92,10 +90,7 @@ impl Compiler<'_> {
             typed::Algorithm::TokenBucket => Algorithm::TokenBucket { burst: burst.unwrap_or(*requests) },
             typed::Algorithm::Fixed => Algorithm::Fixed,
         };
-        let filter = match expression {
-            None => Some(None),
-            Some(source) => self.filter(&at.join("expression"), source, Phase::Routed).map(Some),
-        };
+        let filter = self.optional(at, expression.as_deref(), Phase::Routed);
         let counting = match counting_expression {
             None => Some(None),
             Some(source) => self.counting(&at.join("counting_expression"), source).map(Some),
@@ -119,7 +114,10 @@ impl Compiler<'_> {
             self.problems.push(problem.hint("count by `ip.src` as well, or use `action: block`"));
         }
         let action = match action {
-            typed::LimitAction::Block => Action::Block(self.limit_answer(at, response.as_ref())),
+            typed::LimitAction::Block => {
+                let own = response.as_ref().map(|r| (r.status, r.content_type.as_str(), r.body.as_str()));
+                Action::Block(self.answer(at, 429, own))
+            }
             typed::LimitAction::Challenge => Action::Challenge(Kind::Challenge),
             typed::LimitAction::JsChallenge => Action::Challenge(Kind::Js),
             typed::LimitAction::ManagedChallenge => Action::Challenge(Kind::Managed),
@@ -223,15 +221,5 @@ impl Compiler<'_> {
                 None
             }
         }
-    }
-
-    fn limit_answer(&mut self, at: &KeyPath, response: Option<&typed::LimitResponse>) -> Answer {
-        let Some(typed::LimitResponse { status, content_type, body }) = response else {
-            return Answer { status: 429, content_type: "text/plain; charset=utf-8".into(), body: bytes::Bytes::new() };
-        };
-        if http::HeaderValue::from_str(content_type).is_err() {
-            self.error(at.join("response").join("content_type"), "no header can carry this value");
-        }
-        Answer { status: *status, content_type: content_type.as_str().into(), body: body.clone().into() }
     }
 }

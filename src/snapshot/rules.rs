@@ -99,7 +99,7 @@ impl Compiler<'_> {
         Transforms { redirects: redirects.into(), transforms: transforms.into() }
     }
 
-    fn optional(&mut self, at: &KeyPath, source: Option<&str>, phase: Phase) -> Option<Option<Filter>> {
+    pub(super) fn optional(&mut self, at: &KeyPath, source: Option<&str>, phase: Phase) -> Option<Option<Filter>> {
         match source {
             None => Some(None),
             Some(source) => self.filter(&at.join("expression"), source, phase).map(Some),
@@ -196,7 +196,10 @@ impl Compiler<'_> {
         }
         let filter = self.filter(&at.join("expression"), expression, Phase::Body);
         let action = match action {
-            typed::Action::Block => Action::Block(self.answer(at, response.as_ref())),
+            typed::Action::Block => {
+                let own = response.as_ref().map(|r| (r.status, r.content_type.as_str(), r.body.as_str()));
+                Action::Block(self.answer(at, 403, own))
+            }
             typed::Action::Challenge => Action::Challenge(Kind::Challenge),
             typed::Action::JsChallenge => Action::Challenge(Kind::Js),
             typed::Action::ManagedChallenge => Action::Challenge(Kind::Managed),
@@ -216,14 +219,15 @@ impl Compiler<'_> {
         Some(Rule { id: id.0.as_str().into(), filter: filter?, action, log_only: all_log || *mode == Mode::Log, tag })
     }
 
-    fn answer(&mut self, at: &KeyPath, response: Option<&typed::Response>) -> Answer {
-        let Some(typed::Response { status, content_type, body }) = response else {
-            return Answer { status: 403, content_type: "text/plain; charset=utf-8".into(), body: bytes::Bytes::new() };
+    /// What a refused client gets: what `response` says (status, `Content-Type`, body), or this status.
+    pub(super) fn answer(&mut self, at: &KeyPath, status: u16, response: Option<(u16, &str, &str)>) -> Answer {
+        let Some((status, content_type, body)) = response else {
+            return Answer { status, content_type: "text/plain; charset=utf-8".into(), body: bytes::Bytes::new() };
         };
         if http::HeaderValue::from_str(content_type).is_err() {
             self.error(at.join("response").join("content_type"), "no header can carry this value");
         }
-        Answer { status: *status, content_type: content_type.as_str().into(), body: body.clone().into() }
+        Answer { status, content_type: content_type.into(), body: body.to_owned().into() }
     }
 
     fn managed(&mut self, managed: &typed::Managed, all_log: bool) -> Option<Managed> {

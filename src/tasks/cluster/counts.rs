@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use super::Cluster;
-use crate::limits::book::Ban;
+use crate::limits::book::{BANS, Ban, LONGEST};
 use crate::limits::ledger::News;
 use crate::limits::quota::BUCKETS;
 use crate::limits::table::Handle;
@@ -30,8 +30,7 @@ const CHUNK: usize = 1_000;
 const TOLD: usize = 64 << 10;
 /// How often it is looked which of them are over.
 const PRUNE: Duration = Duration::from_secs(10);
-/// No penalty of another node lasts longer than one of this node may, and no name is longer than is ever shown.
-const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+/// No name is longer than is ever shown.
 const NAME: usize = 1_024;
 /// As long as there is no limit, it is looked for one so often.
 const NO_LIMITS: Duration = Duration::from_millis(500);
@@ -177,7 +176,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 const FORGET: Duration = Duration::from_secs(60);
 /// Messages of one answer.
 const PARTS: usize = (TOLD + BANS) / CHUNK + 4;
-const BANS: usize = 64 << 10;
 
 impl Default for Acquaintances {
     fn default() -> Self {
@@ -460,6 +458,7 @@ impl Cluster {
         }
         for penalty in &message.bans {
             let Some(limit) = known(&penalty.limit) else { continue };
+            // No penalty of another node lasts longer than one of this node may.
             let until = now.after(Duration::from_millis(penalty.left).min(LONGEST));
             let key: String = penalty.key.chars().filter(|c| !c.is_control()).take(NAME).collect();
             let ban = Ban { limit: limit.id.clone(), key: key.into(), until };
