@@ -53,8 +53,14 @@ struct Signal {
     lines: bool,
     closing: bool,
     closed: bool,
-    /// A new target, and where to tell how opening it went.
-    retarget: Option<Target>,
+    retarget: Option<Retarget>,
+}
+
+/// A new target, and the lines of requests that were over before: those belong to the old one.
+#[derive(Debug)]
+struct Retarget {
+    before: Vec<u8>,
+    target: Target,
 }
 
 #[derive(Debug)]
@@ -68,14 +74,7 @@ impl AccessLog {
     /// A log that writes to `path` (`stdout`, `off`, or a file that is appended to).
     pub fn open(path: &Path, dropped: IntCounter) -> io::Result<Self> {
         let target = Target::open(path)?;
-        let shared = Arc::new(Shared {
-            off: AtomicBool::new(matches!(target, Target::Off)),
-            buffers: std::array::from_fn(|_| Mutex::default()),
-            signal: Mutex::default(),
-            wake: Condvar::new(),
-            closed: Condvar::new(),
-            dropped,
-        });
+        let shared = Arc::new(Shared::new(matches!(target, Target::Off), dropped));
         let theirs = shared.clone();
         let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || {
             theirs.write(target);
@@ -89,7 +88,11 @@ impl AccessLog {
     pub fn retarget(&self, path: &Path) -> io::Result<()> {
         let target = Target::open(path)?;
         self.shared.off.store(matches!(target, Target::Off), Ordering::Relaxed);
-        self.shared.signal.lock().retarget = Some(target);
+        let mut signal = self.shared.signal.lock();
+        match &mut signal.retarget {
+            Some(waiting) => waiting.target = target,
+            none => *none = Some(Retarget { before: self.shared.take_lines(), target }),
+        }
         self.shared.wake.notify_one();
         Ok(())
     }
@@ -150,10 +153,39 @@ fn thread_slot() -> usize {
 }
 
 impl Shared {
+    fn new(off: bool, dropped: IntCounter) -> Self {
+        Self {
+            off: AtomicBool::new(off),
+            buffers: std::array::from_fn(|_| Mutex::default()),
+            signal: Mutex::default(),
+            wake: Condvar::new(),
+            closed: Condvar::new(),
+            dropped,
+        }
+    }
+
     /// This thread's buffer.
     fn buffer(&self) -> &Mutex<Vec<u8>> {
         let [first, ..] = &self.buffers;
         self.buffers.get(thread_slot()).unwrap_or(first)
+    }
+
+    /// Takes every line that waits.
+    fn take_lines(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        self.buffers.iter().for_each(|buffer| all.append(&mut buffer.lock()));
+        all
+    }
+
+    /// Writes lines; those that cannot be written are counted.
+    fn put(&self, target: &mut Target, batch: &[u8]) {
+        if !batch.is_empty()
+            && let Err(error) = target.write(batch)
+        {
+            let lines = batch.iter().filter(|b| **b == b'\n').count();
+            self.dropped.inc_by(lines as u64);
+            tracing::warn!(%error, lines, "the access log cannot be written");
+        }
     }
 
     fn write(&self, mut target: Target) {
@@ -171,19 +203,14 @@ impl Shared {
                 closing = signal.closing;
                 signal.retarget.take()
             };
+            if let Some(Retarget { before, target: new }) = retarget {
+                self.put(&mut target, &before);
+                target = new;
+            }
             for buffer in &self.buffers {
                 batch.clear();
                 std::mem::swap(&mut *buffer.lock(), &mut batch);
-                if !batch.is_empty()
-                    && let Err(error) = target.write(&batch)
-                {
-                    let lines = batch.iter().filter(|b| **b == b'\n').count();
-                    self.dropped.inc_by(lines as u64);
-                    tracing::warn!(%error, lines, "the access log cannot be written");
-                }
-            }
-            if let Some(new) = retarget {
-                target = new;
+                self.put(&mut target, &batch);
             }
         }
     }
@@ -384,5 +411,27 @@ struct Millis(Duration);
 impl Serialize for Millis {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_f64(self.0.as_micros() as f64 / 1_000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_goes_where_the_log_was_when_its_request_was_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let log =
+            AccessLog { shared: Arc::new(Shared::new(false, IntCounter::new("x", "x").unwrap())), writer: Mutex::default() };
+        let say = |line: &[u8]| log.shared.buffer().lock().extend_from_slice(line);
+        say(b"before\n");
+        log.retarget(&path("new")).unwrap();
+        say(b"after\n");
+        // The writer comes to it only now.
+        log.shared.signal.lock().closing = true;
+        log.shared.write(Target::open(&path("old")).unwrap());
+        assert_eq!(std::fs::read_to_string(path("old")).unwrap(), "before\n");
+        assert_eq!(std::fs::read_to_string(path("new")).unwrap(), "after\n");
     }
 }
