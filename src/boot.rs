@@ -16,6 +16,7 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::Metrics;
 use crate::orders::{self, Orders};
 use crate::proxy::listen;
+use crate::proxy::store::{self, Store};
 use crate::reload::{Known, Reloader, build, start};
 use crate::signing::Key;
 use crate::state::{Live, State};
@@ -70,6 +71,14 @@ pub enum Refused {
         /// What the system says.
         error: io::Error,
     },
+    /// The cache's folder cannot be used.
+    #[error("cache.disk `{path}` cannot be used: {error}")]
+    CacheDisk {
+        /// The folder.
+        path: String,
+        /// What the system says.
+        error: io::Error,
+    },
     /// The cluster's Redis cannot even be named.
     #[error("cluster.redis: {0}")]
     Cluster(redis::RedisError),
@@ -104,6 +113,13 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
     let settings = built.config.admin.clone();
     let admin_listener = bind(settings.address.0)?;
     let metrics = Metrics::new()?;
+    let config::Cache { memory: cache_memory, disk, .. } = &built.config.cache;
+    let disk = disk.as_ref().map(|disk| (paths.resolve(&disk.path), disk.size.0));
+    let path = disk.as_ref().map(|(path, _)| path.display().to_string()).unwrap_or_default();
+    let store = Store::open(&store::Settings { memory: cache_memory.0, disk }, memory.cache.clone())
+        .map_err(|error| Refused::CacheDisk { path, error })?;
+    // The engine asks for a store that lives as long as the process, and so it does.
+    let store: &'static Store = Box::leak(Box::new(store));
     let access_log = AccessLog::open(&built.snapshot.access_log, metrics.log_lines_dropped.clone())
         .map_err(|error| Refused::AccessLog { path: built.snapshot.access_log.display().to_string(), error })?;
     let warnings = built.warnings.clone();
@@ -118,6 +134,7 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
         reload: Mutex::new(status),
         started: SystemTime::now(),
         orders,
+        store,
         cluster,
     });
     let reloader = Reloader::new(paths, state.clone(), first);

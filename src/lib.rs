@@ -20,6 +20,7 @@ pub mod snapshot;
 
 pub mod lists;
 
+pub mod cache;
 pub mod client;
 pub mod decide;
 pub mod explain;

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use crate::cache;
 use crate::client::standing::Standing;
 use crate::config::units::UpstreamUrl;
 use crate::limits::Ledger;
@@ -32,6 +33,8 @@ pub struct Memory {
     pub challenges: Arc<Challenges>,
     /// What is at once now.
     pub load: Arc<Load>,
+    /// What was purged of the cache.
+    pub cache: Arc<cache::Known>,
     /// What limits remember; there once there is a limit.
     ledger: OnceLock<Arc<Ledger>>,
     settled: OnceLock<(u64, bool)>,
@@ -51,6 +54,7 @@ impl Memory {
             standing: Arc::default(),
             challenges: Arc::default(),
             load: Arc::default(),
+            cache: Arc::default(),
             ledger: OnceLock::new(),
             settled: OnceLock::new(),
             room: Arc::default(),

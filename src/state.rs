@@ -1,5 +1,6 @@
 //! Everything that outlives a reload, in one place.
 
+use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -8,6 +9,7 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 
+use crate::cache::purge::{Purge, What, millis};
 use crate::config::problem::ProblemJson;
 use crate::limits::{self, Question, Shared};
 use crate::memory::Memory;
@@ -15,6 +17,7 @@ use crate::observe::RequestDone;
 use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::{Metrics, RegionMetrics, RouteMetrics};
 use crate::orders::Orders;
+use crate::proxy::store::Store;
 use crate::snapshot::Snapshot;
 use crate::tasks::cluster::Cluster;
 use crate::tasks::dns::Resolver;
@@ -81,6 +84,8 @@ pub struct State {
     pub started: SystemTime,
     /// Orders for regions, and the file where they survive a restart.
     pub orders: Orders,
+    /// What is stored of responses.
+    pub store: &'static Store,
     /// Other nodes, if there may be any.
     pub cluster: Option<Arc<Cluster>>,
 }
@@ -92,6 +97,14 @@ impl State {
             Some(cluster) => cluster.ask(question).await,
             None => Shared::Unreachable,
         }
+    }
+
+    /// Purges; what was purged is on disk on return, if the cache has one.
+    pub async fn purge(&self, what: Vec<What>, soft: bool) -> io::Result<()> {
+        let at = millis(SystemTime::now());
+        let purges: Vec<Purge> = what.into_iter().map(|what| Purge { what, soft, at }).collect();
+        let store = self.store;
+        tokio::task::spawn_blocking(move || store.purge(&purges)).await.unwrap_or_else(|lost| Err(io::Error::other(lost)))
     }
 
     /// Remembers a request that is over.

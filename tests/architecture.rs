@@ -17,6 +17,7 @@ const STAGES: [&str; 17] = [
     "limits",
     "overload",
     "regions",
+    "cache",
     "routes",
     "memory",
     "upstream",

@@ -64,7 +64,12 @@ async fn front(Extract(admin): Extract<Admin>) -> Response {
 }
 
 async fn metrics(Extract(admin): Extract<Admin>) -> Response {
-    match admin.state.metrics.render(&admin.state.live.load(), admin.state.memory.latency.areas(), clock::now()) {
+    match admin.state.metrics.render(
+        &admin.state.live.load(),
+        admin.state.store,
+        admin.state.memory.latency.areas(),
+        clock::now(),
+    ) {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

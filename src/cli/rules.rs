@@ -104,7 +104,7 @@ impl Test {
 /// How it ends, in a word or two.
 fn outcome(decision: &Decision) -> String {
     let refusal = match &decision.next {
-        Next::Forward(_) | Next::NeedBody | Next::NeedShared(_) => return "pass".to_owned(),
+        Next::Forward(_) | Next::NeedBody | Next::Lookup | Next::NeedShared(_) => return "pass".to_owned(),
         Next::Refuse(refusal) => refusal,
     };
     let acted = decision.matches.iter().rev().find(|m| m.action != crate::waf::LOG).map(|m| m.action);

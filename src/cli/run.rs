@@ -34,11 +34,17 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
             print_problems(&problems);
             return Ok(Exit::User);
         }
-        Err(refused @ (Refused::Listen { .. } | Refused::AccessLog { .. } | Refused::StateDir { .. } | Refused::Cluster(_))) => {
+        Err(refused @ Refused::Metrics(_)) => return Err(refused.into()),
+        Err(
+            refused @ (Refused::Listen { .. }
+            | Refused::AccessLog { .. }
+            | Refused::StateDir { .. }
+            | Refused::CacheDisk { .. }
+            | Refused::Cluster(_)),
+        ) => {
             eprintln!("error: {refused}");
             return Ok(Exit::User);
         }
-        Err(refused @ Refused::Metrics(_)) => return Err(refused.into()),
     };
     print_problems(&warnings);
     let stops = signals::stops()?;

@@ -3,6 +3,7 @@
 //! YAML -> [`tree`] (every node knows its place) -> overlay merged -> [`check`]ed against the schema of
 //! these types, collecting every [`Problem`] -> [`Config`]. [`load`] does these steps in order.
 
+mod cache;
 pub mod check;
 mod client;
 mod cluster;
@@ -23,6 +24,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub use cache::{Cache, CacheKey, CacheQuery, CacheRule, Disk, EdgeMode, EdgeTtl, RouteCache, SetCookie};
 pub use client::Client;
 pub use cluster::Cluster;
 pub use limits::Limits;
@@ -78,6 +80,9 @@ pub struct Config {
     /// How much at once.
     #[serde(default)]
     pub overload: Overload,
+    /// What is answered without the origin.
+    #[serde(default)]
+    pub cache: Cache,
     /// Other nodes: limits hold for all together, and orders for regions reach every one. A change needs a restart.
     #[serde(default)]
     pub cluster: Option<Cluster>,

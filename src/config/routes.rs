@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::cache::RouteCache;
 use super::units::{Area, Continent, HostPattern, Name, PathPrefix, Span};
 
 /// One route.
@@ -32,6 +33,9 @@ pub struct Route {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub max_requests: Option<u32>,
+    /// What of it may be answered without the origin. Nothing by default.
+    #[serde(default)]
+    pub cache: RouteCache,
     /// How long to wait for what.
     #[serde(default)]
     pub timeouts: Timeouts,

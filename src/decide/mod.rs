@@ -7,6 +7,7 @@ use std::cell::OnceCell;
 use http::HeaderValue;
 use smallvec::SmallVec;
 
+use crate::cache::{self, Bypass, Lookup};
 use crate::client::address::ClientAddress;
 use crate::client::place::Place;
 use crate::limits::{Asked as LimitsAsked, Question, Stage};
@@ -58,6 +59,12 @@ pub struct Decision {
     pub path: Option<Box<str>>,
     /// What transforms change, if anything.
     pub changes: Option<Box<Changes>>,
+    /// What the store may be asked for.
+    pub cache: Option<Box<Lookup>>,
+    /// Why it is not.
+    pub bypass: Option<Bypass>,
+    /// It was, and had nothing.
+    pub missed: bool,
     /// What waits for the body: see [`inspect`].
     pub later: Option<Later>,
     /// A header for an answer of ours: where to go, or a cookie.
@@ -83,6 +90,8 @@ pub enum Next {
     Refuse(Refusal),
     /// It is asked again once its body is there.
     NeedBody,
+    /// The store is asked; if that has nothing it is decided again.
+    Lookup,
     /// It is asked again once all nodes together have answered this.
     NeedShared(Question),
     /// It goes to an upstream.
@@ -96,12 +105,22 @@ pub struct Earlier {
     pub limits: LimitsAsked,
     /// Its places.
     pub places: Places,
+    /// The store had nothing.
+    pub missed: bool,
 }
 
 impl Earlier {
+    /// Of a request that asks for itself what somebody who passed has been given stale.
+    pub fn background() -> Self {
+        let mut limits = LimitsAsked::default();
+        limits.skip();
+        Self { limits, places: Places::default(), missed: true }
+    }
+
     /// Takes it out of an earlier decision.
     pub fn of(decision: &mut Decision) -> Self {
-        Self { limits: std::mem::take(&mut decision.limits), places: std::mem::take(&mut decision.places) }
+        let (limits, places) = (std::mem::take(&mut decision.limits), std::mem::take(&mut decision.places));
+        Self { limits, places, missed: decision.missed }
     }
 }
 
@@ -128,6 +147,9 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
         places: Places::default(),
         path: None,
         changes: None,
+        cache: None,
+        bypass: None,
+        missed: earlier.as_ref().is_some_and(|e| e.missed),
         later: None,
     };
     if facts.path == challenge::PATH && (snapshot.waf.challenges() || snapshot.limits.challenges()) {
@@ -166,7 +188,7 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     };
     trail.class = snapshot.overload.class(view);
     match earlier {
-        Some(Earlier { limits, places }) => (trail.limits, trail.places) = (limits, places),
+        Some(Earlier { limits, places, missed: _ }) => (trail.limits, trail.places) = (limits, places),
         None => {
             let bound = route.bound.as_ref().map(|(count, most)| (count, *most));
             // A question is no request.
@@ -212,15 +234,29 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
                 return trail.refuse(refusal, header);
             }
         }
-        if snapshot.limits.at_origin()
-            && let Err(limited) = limit(snapshot, view, Stage::Origin, mode, &mut trail.limits)
-        {
-            return trail.limited(limited);
-        }
     }
+
+    // What the origin would see, for that is what the answer is of.
     if !applied.is_empty() {
         let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(view(), &applied) };
         trail.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
+    }
+
+    // Is the answer here already?
+    match snapshot.cache.look(route.cache, view) {
+        cache::Asked::Off => {}
+        cache::Asked::Bypass(bypass) => trail.bypass = Some(bypass),
+        cache::Asked::Lookup(lookup) => {
+            trail.cache = Some(lookup);
+            if !trail.missed && mode == Mode::Commit {
+                return trail.end(Next::Lookup, None);
+            }
+        }
+    }
+    if snapshot.limits.at_origin()
+        && let Err(limited) = limit(snapshot, view(), Stage::Origin, mode, &mut trail.limits)
+    {
+        return trail.limited(limited);
     }
 
     // Where to, in which order.
@@ -277,14 +313,36 @@ struct Trail {
     places: Places,
     path: Option<Box<str>>,
     changes: Option<Box<Changes>>,
+    cache: Option<Box<Lookup>>,
+    bypass: Option<Bypass>,
+    missed: bool,
     later: Option<Later>,
 }
 
 impl Trail {
     #[inline]
     fn end(self, next: Next, header: Option<HeaderValue>) -> Decision {
-        let Self { client, place, route, learns, matches, limits, class, places, path, changes, later } = self;
-        Decision { client, place, route, learns, matches, limits, class, places, path, changes, later, header, next }
+        // Exhaustive, so that nothing is lost on the way.
+        let Self { client, place, route, learns, matches, limits, class, places, path, changes, cache, bypass, missed, later } =
+            self;
+        Decision {
+            client,
+            place,
+            route,
+            learns,
+            matches,
+            limits,
+            class,
+            places,
+            path,
+            changes,
+            cache,
+            bypass,
+            missed,
+            later,
+            header,
+            next,
+        }
     }
 
     fn limited(self, limited: Limited) -> Decision {

@@ -249,7 +249,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         answer: match &decision.next {
             Next::Refuse(refusal) => refused(*refusal, elsewhere),
             // A question comes with its body, and who is forwarded has a route.
-            Next::NeedBody | Next::NeedShared(_) | Next::Forward(_) => refused(Refusal::Internal, None),
+            Next::NeedBody | Next::Lookup | Next::NeedShared(_) | Next::Forward(_) => refused(Refusal::Internal, None),
         },
     };
     let route = decision.route.and_then(|m| snapshot.route(m.route));

@@ -16,6 +16,7 @@ use prometheus::IntCounter;
 use serde::{Serialize, Serializer};
 
 use super::RequestDone;
+use crate::cache::status::Status;
 use crate::limits::{Decision, Limit};
 use crate::overload::Shed;
 use crate::state::Live;
@@ -270,6 +271,9 @@ struct Line<'a> {
     /// Rules that applied, and what they saw.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     waf: Vec<MatchLine<'a>>,
+    /// What the cache did, if it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<&'static str>,
     /// Why it was let go, if there was too much at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     shed: Option<&'static str>,
@@ -303,6 +307,7 @@ impl<'a> Line<'a> {
                 .and_then(|(from, why)| Some(MovedLine { from: &done.live.snapshot.region(from)?.name, because: why.label() })),
             panic: done.plan.is_some_and(|p| p.panic),
             waf: done.matches.iter().map(MatchLine::new).collect(),
+            cache: done.cache.map(Status::label),
             shed: done.shed.map(Shed::label),
             limits: LimitLine::all(done),
             attempts: Attempts { live: done.live, plan: done.plan },

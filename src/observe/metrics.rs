@@ -12,9 +12,11 @@ use prometheus::{
 };
 
 use super::RequestDone;
+use super::cache::CacheMetrics;
 use crate::client::country::LookupResult;
 use crate::limits::Decision;
 use crate::overload::Shed;
+use crate::proxy::store::Store;
 use crate::request::Moment;
 use crate::state::Live;
 use crate::upstream::plan::Moved;
@@ -74,6 +76,8 @@ pub struct Metrics {
     database_built: IntGauge,
     generation: IntGauge,
     reload_successful: IntGauge,
+    /// What the cache does.
+    pub cache: CacheMetrics,
     /// Client connections that are open.
     pub connections: IntGauge,
     /// Without labels, and not there before a cluster says something: there may be none.
@@ -235,6 +239,7 @@ impl Metrics {
             learned_areas: gauge("portolan_latency_areas", "Client areas of which `policy: latency` learned something.")?,
             cluster_connected: gauges("portolan_cluster_connected", "1 while the cluster's Redis can be reached.", &[])?,
             connections: gauge("portolan_connections", "Client connections that are open.")?,
+            cache: CacheMetrics::new(&registry)?,
             registry,
             requests,
             duration,
@@ -357,9 +362,18 @@ impl Metrics {
             let class = done.live.snapshot.overload.classes.get(usize::from(done.class));
             self.shed(reason, class.map_or(NO_CLASS, |class| &class.name));
         }
-        let Some(plan) = done.plan else { return };
+        if let Some(status) = done.cache {
+            self.cache.request(status);
+        }
+        if let Some(plan) = done.plan {
+            self.attempted(done.live, plan);
+        }
+    }
+
+    /// Counts what became of a plan.
+    pub fn attempted(&self, live: &Live, plan: &Plan) {
         for attempt in &plan.tries {
-            if let Some(region) = done.live.regions.get(usize::from(attempt.region.0)) {
+            if let Some(region) = live.regions.get(usize::from(attempt.region.0)) {
                 if let Some(counter) = region.outcomes.get(outcome_index(attempt.outcome)) {
                     counter.inc();
                 }
@@ -374,7 +388,7 @@ impl Metrics {
         if plan.panic {
             self.panics.inc();
         }
-        self.failovers(done.live, plan);
+        self.failovers(live, plan);
     }
 
     /// Counts what was let go.
@@ -413,7 +427,7 @@ impl Metrics {
     }
 
     /// All metrics in the text format, with what is only known at this moment.
-    pub fn render(&self, live: &Live, learned_areas: usize, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
+    pub fn render(&self, live: &Live, store: &Store, learned_areas: usize, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
         let _turn = self.turn.lock();
         // Upstreams of the present only: whatever was removed is gone from here at once.
         for gauges in [&self.upstream_usable, &self.upstream_in_flight, &self.dns_stale, &self.region_bound] {
@@ -455,6 +469,7 @@ impl Metrics {
                 counter.inc_by(value.saturating_sub(counter.get()));
             }
         }
+        self.cache.refresh(store, live.snapshot.cache.known.purges.lines());
         self.learned_areas.set(i64::try_from(learned_areas).unwrap_or(i64::MAX));
         let built = live.snapshot.databases.source().and_then(|d| d.built.duration_since(UNIX_EPOCH).ok());
         self.database_built.set(built.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0)));

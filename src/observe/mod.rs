@@ -1,11 +1,13 @@
 //! What is remembered of a request: one event, read by metrics and access log.
 
 pub mod access_log;
+pub mod cache;
 pub mod metrics;
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
+use crate::cache::status::Status;
 use crate::client::country::LookupResult;
 use crate::config::units::Country;
 use crate::limits::Seen;
@@ -50,6 +52,8 @@ pub struct RequestDone<'a> {
     pub class: u8,
     /// Why it was let go, if there was too much at once.
     pub shed: Option<Shed>,
+    /// What the cache did, if it was asked.
+    pub cache: Option<Status>,
     /// The attempts, if it was forwarded.
     pub plan: Option<&'a Plan>,
     /// From the request's header to its end.

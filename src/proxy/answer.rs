@@ -135,6 +135,9 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
         | Refusal::Shed { .. }
         | Refusal::ReplayRefused { .. }
         | Refusal::LimitUnavailable
+        | Refusal::NotCached
+        | Refusal::Purged
+        | Refusal::PurgeRefused
         | Refusal::Blocked { rule: None, .. }
         | Refusal::Internal => text(),
     }

@@ -6,6 +6,9 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, header};
+use pingora::cache::key::{CacheKey, HashBinary};
+use pingora::cache::storage::HitHandler;
+use pingora::cache::{CacheMeta, ForcedFreshness, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -14,11 +17,13 @@ use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 
 use super::answer::answer;
 use super::body::{self, Inspection};
+use super::caching::{self, Caching};
 use super::facts::host;
 use super::patient::HeaderDeadline;
 use super::peer::{Prepared, connect_failure, exchange_failure};
 use super::tunnel::{CLOSE_RESTART, Frames};
 use super::{clock, headers, journey, peer as peers, queue};
+use crate::cache::purge::What;
 use crate::decide::{Decision, Next};
 use crate::observe::RequestDone;
 use crate::request::Moment;
@@ -51,6 +56,18 @@ impl Edge {
     pub fn new(state: Arc<State>) -> Self {
         Self { state, prepared: Prepared::default() }
     }
+
+    /// Purges the URL of a request.
+    async fn purge(&self, session: &Session) -> Refusal {
+        let what = What::Url(caching::purged_url(session));
+        match self.state.purge(vec![what], false).await {
+            Ok(_) => Refusal::Purged,
+            Err(error) => {
+                tracing::error!(%error, "a purge cannot be kept");
+                Refusal::Internal
+            }
+        }
+    }
 }
 
 /// What a request carries from hook to hook.
@@ -78,6 +95,8 @@ pub struct Context {
     giving_up: bool,
     /// The attempt under way is silent by nature, and its header has to come until then.
     header_deadline: Option<Arc<HeaderDeadline>>,
+    /// Its way through the cache, if it takes one.
+    pub caching: Option<Box<Caching>>,
     /// The response is a tunnel: where its frames end.
     tunnel: Option<(Frames, Arc<HeaderDeadline>)>,
 }
@@ -94,7 +113,7 @@ impl Context {
     pub fn planned(&self) -> Option<&Plan> {
         match self.decision.as_ref().map(|d| &d.next) {
             Some(Next::Forward(plan)) => Some(plan),
-            Some(Next::Refuse(_) | Next::NeedBody | Next::NeedShared(_)) | None => None,
+            Some(Next::Refuse(_) | Next::NeedBody | Next::Lookup | Next::NeedShared(_)) | None => None,
         }
     }
 
@@ -138,6 +157,7 @@ impl ProxyHttp for Edge {
             refusal: None,
             giving_up: false,
             header_deadline: None,
+            caching: None,
             tunnel: None,
         }
     }
@@ -155,10 +175,18 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        if let Some(may) = caching::purge(session, ctx) {
+            let refusal = match may {
+                true => self.purge(session).await,
+                false => Refusal::PurgeRefused,
+            };
+            answer(session, ctx, refusal).await?;
+            return Ok(true);
+        }
         let decision = journey::decided(session, ctx, &self.state).await?;
         let refusal = match &decision.next {
             Next::Refuse(refusal) => Some(*refusal),
-            Next::Forward(_) => None,
+            Next::Forward(_) | Next::Lookup => None,
             // It was given, so it is not asked for again.
             Next::NeedBody | Next::NeedShared(_) => Some(Refusal::Internal),
         };
@@ -177,6 +205,66 @@ impl ProxyHttp for Edge {
                 Ok(true)
             }
             None => Ok(false),
+        }
+    }
+
+    fn request_cache_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
+        caching::begin(session, ctx, self.state.store);
+        Ok(())
+    }
+
+    fn cache_key_callback(&self, _session: &Session, ctx: &mut Context) -> Result<CacheKey> {
+        caching::key(ctx)
+    }
+
+    fn cache_vary_filter(&self, meta: &CacheMeta, ctx: &mut Context, request: &RequestHeader) -> Option<HashBinary> {
+        caching::variant(meta, ctx, request)
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        session: &mut Session,
+        meta: &CacheMeta,
+        hit: &mut HitHandler,
+        fresh: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<ForcedFreshness>> {
+        Ok(caching::hit(meta, hit, fresh, session, ctx))
+    }
+
+    fn cache_not_modified_filter(&self, session: &Session, response: &ResponseHeader, _ctx: &mut Context) -> Result<bool> {
+        Ok(caching::not_modified(session, response))
+    }
+
+    fn response_cache_filter(&self, session: &Session, response: &ResponseHeader, ctx: &mut Context) -> Result<RespCacheable> {
+        caching::store(session, response, ctx, self.state.store)
+    }
+
+    fn should_serve_stale(&self, _session: &mut Session, ctx: &mut Context, error: Option<&Error>) -> bool {
+        caching::may_be_stale(ctx, error)
+    }
+
+    async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        if !caching::undecided(ctx) {
+            return Ok(true);
+        }
+        if caching::only_if_cached(ctx) {
+            answer(session, ctx, Refusal::NotCached).await?;
+            return Ok(false);
+        }
+        let decision = journey::missed(session, ctx, &self.state).await;
+        let refusal = match &decision.next {
+            Next::Refuse(refusal) => Some(*refusal),
+            Next::Forward(_) => None,
+            Next::Lookup | Next::NeedBody | Next::NeedShared(_) => Some(Refusal::Internal),
+        };
+        ctx.decision = Some(decision);
+        match refusal {
+            Some(refusal) => {
+                answer(session, ctx, refusal).await?;
+                Ok(false)
+            }
+            None => Ok(true),
         }
     }
 
@@ -231,6 +319,9 @@ impl ProxyHttp for Edge {
     }
 
     async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
+        if let Some(caching) = &mut ctx.caching {
+            caching.sent();
+        }
         headers::to_origin(session, request, ctx)
     }
 
@@ -274,6 +365,20 @@ impl ProxyHttp for Edge {
             error.set_retry(verdict == Verdict::Again);
             return Err(error);
         }
+        if status >= 500 && session.cache.can_serve_stale_error() {
+            // Every candidate failed: what is stale is better than this.
+            ctx.giving_up = true;
+            if let Some(caching) = &mut ctx.caching {
+                caching.fails = true;
+            }
+            let mut error = Error::new(ErrorType::HTTPStatus(status)).into_up();
+            error.set_retry(false);
+            return Err(error);
+        }
+        if status == 304 {
+            caching::validated(ctx, response);
+        }
+        caching::invalidate(session, ctx, response, self.state.store);
         if status == 101 {
             ctx.tunnel = deadline.map(|deadline| (Frames::default(), deadline));
         }
@@ -285,7 +390,8 @@ impl ProxyHttp for Edge {
         if response.status.is_informational() && response.status.as_u16() != 101 {
             return Ok(());
         }
-        if session.is_process_shutting_down() {
+        // After an error the engine closes the connection, whatever it was answered with.
+        if session.is_process_shutting_down() || ctx.caching.as_ref().is_some_and(|caching| caching.fails) {
             session.set_keepalive(None);
         }
         response.insert_header(REQUEST_ID, &ctx.request_id)?;
@@ -294,6 +400,7 @@ impl ProxyHttp for Edge {
         {
             response.insert_header("Portolan-Region", region)?;
         }
+        caching::tell(session, response, ctx)?;
         headers::set_cookies(session, response, ctx)?;
         headers::to_client(session, response, ctx)
     }
@@ -401,6 +508,13 @@ impl ProxyHttp for Edge {
         }
         ctx.learn();
         let Some(decision) = &ctx.decision else { return };
+        if session.subrequest_ctx.is_some() {
+            // What is fetched for later is no request of anybody's; its attempts were counted as they were made.
+            if let Some(plan) = ctx.planned() {
+                self.state.metrics.attempted(&ctx.live, plan);
+            }
+            return;
+        }
         let request = session.req_header();
         let status = session.response_written().map_or(CLIENT_CLOSED_REQUEST, |r| r.status.as_u16());
         self.state.record(&RequestDone {
@@ -420,6 +534,7 @@ impl ProxyHttp for Edge {
             limits: &decision.limits.seen,
             class: decision.class,
             shed: ctx.refusal.and_then(Refusal::shed),
+            cache: ctx.caching.as_ref().and_then(|caching| caching.status),
             plan: ctx.planned(),
             total: now.since(ctx.started),
         });

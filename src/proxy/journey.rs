@@ -28,7 +28,12 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
     let seen = if has_body { Seen::Unread } else { Seen::Read(Body::default()) };
     let mut given = Given { has_body, body: seen, request_id, chance: ctx.chance };
     let read;
-    let mut decision = decide(snapshot, &facts(session, given), ctx.started, Mode::Commit);
+    let first = &facts(session, given);
+    let mut decision = match session.subrequest_ctx {
+        None => decide(snapshot, first, ctx.started, Mode::Commit),
+        // What is fetched anew in the background was asked for by somebody who passed.
+        Some(_) => resume(snapshot, first, ctx.started, Mode::Commit, Some(Earlier::background())),
+    };
     loop {
         match decision.next {
             Next::NeedBody if matches!(given.body, Seen::Unread) => {
@@ -49,7 +54,7 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
                 break;
             }
             Next::NeedShared(_) => decision = shared(session, snapshot, given, state, decision).await,
-            Next::NeedBody | Next::Refuse(_) | Next::Forward(_) => break,
+            Next::NeedBody | Next::Lookup | Next::Refuse(_) | Next::Forward(_) => break,
         }
     }
     while let Next::NeedShared(_) = decision.next {
@@ -57,6 +62,21 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
     }
     ctx.request_id = given_id(session, decision.client.trusted_peer).unwrap_or(fresh);
     Ok(decision)
+}
+
+/// What becomes of a request for which the store had nothing. It has no body, or it would not have been looked up.
+pub async fn missed(session: &Session, ctx: &mut Context, state: &State) -> Decision {
+    let live = ctx.live.clone();
+    let request_id = ctx.request_id.clone();
+    let request_id = request_id.to_str().unwrap_or("-");
+    let given = Given { has_body: false, body: Seen::Read(Body::default()), request_id, chance: ctx.chance };
+    let earlier = ctx.decision.as_mut().map(|decision| Earlier { missed: true, ..Earlier::of(decision) });
+    // Whoever waited for another one's answer has all of `timeouts.total` from here.
+    let mut decision = resume(&live.snapshot, &facts(session, given), clock::now(), Mode::Commit, earlier);
+    while let Next::NeedShared(_) = decision.next {
+        decision = shared(session, &live.snapshot, given, state, decision).await;
+    }
+    decision
 }
 
 /// Goes on with what all nodes together say.

@@ -2,6 +2,7 @@
 
 mod answer;
 mod body;
+mod caching;
 pub mod clock;
 mod edge;
 mod facts;
@@ -13,6 +14,7 @@ mod peer;
 pub mod probe;
 mod queue;
 pub mod server;
+pub mod store;
 mod stream;
 mod tunnel;
 

@@ -161,6 +161,7 @@ where
     drop(listeners);
     server.add_service(ControlPlane(Some(control)));
     server.run(RunArgs { shutdown_signal: Box::new(Stop { state: state.clone(), connections, stops }) });
+    state.store.close();
     // Runtimes are gone; what their last requests logged is not.
     state.access_log.close();
     Ok(())

@@ -92,6 +92,12 @@ pub enum Refusal {
         /// The status.
         status: u16,
     },
+    /// It should be answered from the cache, and there is nothing (RFC 9111, section 5.2.1.7).
+    NotCached,
+    /// A URL was purged.
+    Purged,
+    /// Whoever wants to purge has no token.
+    PurgeRefused,
     /// A mistake of ours.
     Internal,
 }
@@ -139,6 +145,9 @@ impl Refusal {
             Self::Challenged { .. } | Self::ChallengeFailed { .. } => 403,
             Self::ChallengePassed { waited: true } => 303,
             Self::ChallengePassed { waited: false } => 204,
+            Self::NotCached => 504,
+            Self::Purged => 200,
+            Self::PurgeRefused => 403,
             Self::Internal => 500,
         }
     }
@@ -162,6 +171,9 @@ impl Refusal {
             Self::Challenged { .. } => "A challenge has to be passed first\n",
             Self::ChallengeFailed { .. } => "The challenge was not passed\n",
             Self::ChallengePassed { .. } | Self::Redirected { .. } => "",
+            Self::NotCached => "It is not in the cache\n",
+            Self::Purged => "Purged\n",
+            Self::PurgeRefused => "Purging needs a token\n",
             Self::Internal => "Internal error\n",
         }
     }
@@ -185,6 +197,9 @@ impl Refusal {
             | Self::ChallengePassed { .. }
             | Self::ChallengeFailed { .. }
             | Self::Redirected { .. }
+            | Self::NotCached
+            | Self::Purged
+            | Self::PurgeRefused
             | Self::Internal => None,
         }
     }
@@ -206,7 +221,10 @@ impl Refusal {
             }
             Self::LimitUnavailable => "proxy_internal_response",
             // Answers of ours, and no errors.
-            Self::ChallengePassed { .. } | Self::Redirected { .. } => return "portolan".to_owned(),
+            Self::ChallengePassed { .. } | Self::Redirected { .. } | Self::NotCached | Self::Purged => {
+                return "portolan".to_owned();
+            }
+            Self::PurgeRefused => "http_request_denied",
             Self::Internal => "proxy_internal_error",
         };
         let mut value = format!("portolan; error={error}");

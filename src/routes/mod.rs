@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use crate::cache::RouteCache;
 use crate::config::units::HostPattern;
 use crate::regions::steering::Steering;
 use crate::request::host_name;
@@ -30,6 +31,8 @@ pub struct Route {
     pub steering: Steering,
     /// Requests at once, and how many there may be.
     pub bound: Option<(Arc<AtomicU32>, u32)>,
+    /// What of it may be answered without the origin.
+    pub cache: RouteCache,
     /// How long to wait for what.
     pub timeouts: Timeouts,
     /// What is tried again.

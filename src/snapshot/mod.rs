@@ -1,5 +1,6 @@
 //! What can run: a [`Config`] made whole and immutable, or every problem at once.
 
+mod cache;
 mod limits;
 mod overload;
 mod regions;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cache::Cache;
 use crate::client::address::Trust;
 use crate::client::place::Databases;
 use crate::client::standing::Standing;
@@ -70,6 +72,8 @@ pub struct Snapshot {
     pub limits: Limits,
     /// How much at once.
     pub overload: Overload,
+    /// What is answered without the origin.
+    pub cache: Cache,
     /// The regions; [`RegionId`] is a position here.
     pub regions: Box<[Region]>,
     /// The routes; [`RouteId`] is a position here.
@@ -121,6 +125,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         waf,
         limits,
         overload,
+        cache,
         cluster,
         access_log,
         shutdown,
@@ -194,6 +199,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     let waf = compiler.waf(waf);
     let limits = compiler.limits(limits, cluster.is_some());
     let overload = compiler.overload(overload, limits.prefixes);
+    let cache = compiler.cache(cache);
 
     if compiler.problems.iter().any(Problem::is_error) {
         return Err(compiler.problems);
@@ -210,6 +216,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         waf,
         limits,
         overload,
+        cache,
         regions,
         routes,
         router,

@@ -70,6 +70,7 @@ impl Compiler<'_> {
             matches,
             steering,
             max_requests,
+            cache,
             timeouts,
             retry,
             streaming,
@@ -90,6 +91,7 @@ impl Compiler<'_> {
             filter,
             steering: self.steering(&path.join("steering"), &name, steering),
             bound: max_requests.map(|most| (self.memory.route(&name), most)),
+            cache: self.route_cache(&path.join("cache"), *cache),
             timeouts: Timeouts { connect: connect.0, first_byte: first_byte.0, idle: idle.0, total: total.0 },
             retry: Retry {
                 attempts: attempts.and_then(|a| u8::try_from(a).ok()),

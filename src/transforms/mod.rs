@@ -77,6 +77,23 @@ pub enum Change {
     Remove(HeaderName),
 }
 
+impl Change {
+    /// Of which header.
+    pub fn name(&self) -> &HeaderName {
+        match self {
+            Self::Set(name, _) | Self::Remove(name) => name,
+        }
+    }
+
+    /// Its new value, if it has one.
+    pub fn value(&self) -> Option<&HeaderValue> {
+        match self {
+            Self::Set(_, value) => Some(value),
+            Self::Remove(_) => None,
+        }
+    }
+}
+
 /// Headers that no transform may touch: they frame messages, or say what only Portolan may.
 pub fn is_fixed(name: &HeaderName) -> bool {
     const FIXED: [&str; 15] = [

@@ -1,0 +1,557 @@
+//! The second tier: a file per object, and a thread of its own that writes, so that no request does.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::hash::BuildHasherDefault;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use quick_cache::sync::Cache;
+use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::Counts;
+use super::file::{self, Stored, Writing};
+use super::fill::Fill;
+use super::object::{Head, Object};
+
+/// What waits to be written, in KiB: who writes more waits.
+const QUEUE: u32 = 32 << 10;
+/// A disk that failed is tried again after this long.
+const REST: Duration = Duration::from_secs(10);
+/// Files are as long as blocks make them.
+const BLOCK: u64 = 4096;
+/// Room for a file on its way is taken in steps.
+const STEP: u64 = 4 << 20;
+
+/// Slots are hashes already.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SlotHasher(u64);
+
+impl std::hash::Hasher for SlotHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = crate::request::hash(bytes);
+    }
+    fn write_u128(&mut self, slot: u128) {
+        // Truncation is what is wanted.
+        self.0 = slot as u64;
+    }
+}
+
+/// How hashes of slots are made.
+pub type SlotHash = BuildHasherDefault<SlotHasher>;
+
+/// A file in the index.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    bytes: u64,
+    /// It is on its way, and cannot be put out.
+    writing: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Bytewise;
+
+impl Weighter<u128, Entry> for Bytewise {
+    fn weight(&self, _slot: &u128, entry: &Entry) -> u64 {
+        entry.bytes
+    }
+}
+
+/// Whose files have to go.
+#[derive(Debug, Clone)]
+struct Evicted;
+
+impl Lifecycle<u128, Entry> for Evicted {
+    type RequestState = Vec<u128>;
+    fn is_pinned(&self, _slot: &u128, entry: &Entry) -> bool {
+        entry.writing
+    }
+    fn on_evict(&self, state: &mut Vec<u128>, slot: u128, _entry: Entry) {
+        state.push(slot);
+    }
+}
+
+/// What the thread does.
+enum Job {
+    /// Writes a whole object.
+    Keep(u128, Arc<Object>, OwnedSemaphorePermit),
+    /// Begins the file of a response on its way.
+    Begin(Arc<Fill>),
+    /// Appends to it.
+    Append(Arc<Fill>, Bytes, OwnedSemaphorePermit),
+    /// It is whole: the file gets its place, and somebody hears of it.
+    Commit(Arc<Fill>, Box<Head>, oneshot::Sender<()>),
+    /// It is not, or not wanted any more.
+    Abandon(u64),
+    /// A newer head.
+    Refresh(u128, Arc<Object>),
+    /// The file goes.
+    Delete(u128),
+    /// Everything before this is done.
+    Flush(Arc<(Mutex<bool>, Condvar)>),
+    /// The thread ends.
+    Close,
+}
+
+/// The second tier.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    size: u64,
+    index: Cache<u128, Entry, Bytewise, SlotHash, Evicted>,
+    jobs: Sender<Job>,
+    queue: Arc<Semaphore>,
+    counts: Arc<Counts>,
+    /// Bytes of files on their way.
+    writing: AtomicU64,
+    /// Every file is in the index.
+    known: AtomicBool,
+    failed: Mutex<Option<Instant>>,
+    /// Held as long as the folder is ours.
+    _lock: File,
+}
+
+/// Where an object is.
+fn place(folder: &Path, slot: u128) -> PathBuf {
+    let name = format!("{slot:032x}");
+    let (first, rest) = name.split_at_checked(2).unwrap_or((&name, ""));
+    let second = rest.get(..2).unwrap_or_default();
+    folder.join(first).join(second).join(&name)
+}
+
+impl Disk {
+    /// Takes the folder; the files in it are found while it serves already.
+    pub fn open(path: &Path, size: u64, counts: Arc<Counts>) -> io::Result<Arc<Self>> {
+        fs::create_dir_all(path)?;
+        let lock = File::create(path.join("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| io::Error::new(io::ErrorKind::AddrInUse, "another process uses it"))?;
+        let unfinished = path.join("tmp");
+        // What was on its way when the last process ended will never be whole.
+        match fs::remove_dir_all(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::create_dir_all(&unfinished)?,
+        }
+        let options = OptionsBuilder::new()
+            .shards(1)
+            .estimated_items_capacity(usize::try_from(size / (64 << 10)).unwrap_or(usize::MAX).clamp(64, 1 << 20))
+            .weight_capacity(size)
+            .build()
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        let index = Cache::with_options(options, Bytewise, SlotHash::default(), Evicted);
+        let (jobs, work) = channel();
+        let disk = Arc::new(Self {
+            path: path.to_owned(),
+            size,
+            index,
+            jobs,
+            queue: Arc::new(Semaphore::new(QUEUE as usize)),
+            counts,
+            writing: AtomicU64::new(0),
+            known: AtomicBool::new(false),
+            failed: Mutex::default(),
+            _lock: lock,
+        });
+        let theirs = disk.clone();
+        std::thread::Builder::new().name("cache-disk".into()).spawn(move || theirs.work(&work))?;
+        let theirs = disk.clone();
+        std::thread::Builder::new().name("cache-scan".into()).spawn(move || theirs.scan())?;
+        Ok(disk)
+    }
+
+    /// Is it worth trying?
+    pub fn works(&self) -> bool {
+        let mut failed = self.failed.lock();
+        match *failed {
+            Some(at) if at.elapsed() < REST => false,
+            Some(_) => {
+                *failed = None;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// Bytes of files.
+    pub fn bytes(&self) -> u64 {
+        self.index.weight()
+    }
+
+    /// Objects.
+    pub fn objects(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Every file that was there is in the index.
+    pub fn is_known(&self) -> bool {
+        self.known.load(Ordering::Acquire)
+    }
+
+    fn fail(&self, doing: &str, error: &io::Error) {
+        self.counts.disk_errors.fetch_add(1, Ordering::Relaxed);
+        let first = self.failed.lock().replace(Instant::now()).is_none();
+        if first {
+            tracing::error!(%error, path = %self.path.display(), "the cache's disk fails while {doing}; memory alone is used for a while");
+        }
+    }
+
+    /// Opens what is there; a broken file is deleted. Blocks.
+    pub fn get(&self, slot: u128) -> Option<(Head, Stored)> {
+        if self.index.get(&slot).is_none() && self.is_known() {
+            return None;
+        }
+        let path = place(&self.path, slot);
+        match Stored::open(&path) {
+            Ok(found) => Some(found),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.index.remove(&slot);
+                None
+            }
+            Err(error) => {
+                self.broken(slot, &error);
+                None
+            }
+        }
+    }
+
+    /// It cannot be believed: it goes.
+    pub fn broken(&self, slot: u128, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                self.counts.broken.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, path = %place(&self.path, slot).display(), "a file of the cache is broken, and deleted");
+            }
+            _ => self.fail("reading", error),
+        }
+        self.remove(slot);
+    }
+
+    /// Is it there, as far as is known?
+    pub fn may_have(&self, slot: u128) -> bool {
+        !self.is_known() || self.index.contains_key(&slot)
+    }
+
+    /// Forgets an object, and deletes its file.
+    pub fn remove(&self, slot: u128) {
+        if self.may_have(slot) {
+            self.index.remove(&slot);
+            self.send(Job::Delete(slot));
+        }
+    }
+
+    /// Writes an object that is in memory; false: not now.
+    pub fn keep(&self, slot: u128, object: &Arc<Object>) -> bool {
+        let kib = u32::try_from(object.body.len() / 1024 + 1).unwrap_or(QUEUE);
+        if !self.works() || !self.takes(object.body.len()) {
+            return false;
+        }
+        match self.queue.clone().try_acquire_many_owned(kib.min(QUEUE)) {
+            Ok(permit) => self.send(Job::Keep(slot, object.clone(), permit)),
+            Err(_) => false,
+        }
+    }
+
+    /// From now on the file takes what comes of a response.
+    pub fn begin(&self, fill: &Arc<Fill>) -> bool {
+        self.works() && self.send(Job::Begin(fill.clone()))
+    }
+
+    /// More of a response; waits while too much waits to be written.
+    pub async fn append(&self, fill: &Arc<Fill>, bytes: Bytes) -> bool {
+        let kib = u32::try_from(bytes.len() / 1024 + 1).unwrap_or(QUEUE).min(QUEUE);
+        match self.queue.clone().acquire_many_owned(kib).await {
+            Ok(permit) => self.send(Job::Append(fill.clone(), bytes, permit)),
+            // It is never closed.
+            Err(_) => false,
+        }
+    }
+
+    /// A response is whole.
+    pub fn commit(&self, fill: &Arc<Fill>, head: Head) -> oneshot::Receiver<()> {
+        let (done, heard) = oneshot::channel();
+        self.send(Job::Commit(fill.clone(), Box::new(head), done));
+        heard
+    }
+
+    /// Is there room for a body of this length?
+    pub fn takes(&self, length: u64) -> bool {
+        length.saturating_add(STEP) < self.size / 2
+    }
+
+    /// A response never will be.
+    pub fn abandon(&self, fill: &Fill) {
+        self.send(Job::Abandon(fill.id));
+    }
+
+    /// A newer head of what is there.
+    pub fn refresh(&self, slot: u128, object: &Arc<Object>) {
+        if self.may_have(slot) {
+            self.send(Job::Refresh(slot, object.clone()));
+        }
+    }
+
+    fn send(&self, job: Job) -> bool {
+        self.jobs.send(job).is_ok()
+    }
+
+    /// Returns when everything is done that was asked for before. Blocks.
+    pub fn flush(&self) {
+        let done = Arc::new((Mutex::new(false), Condvar::new()));
+        if self.send(Job::Flush(done.clone())) {
+            let (lock, wake) = &*done;
+            wake.wait_while(&mut lock.lock(), |done| !*done);
+        }
+    }
+
+    /// Ends the thread, everything that was asked for done. Blocks.
+    pub fn close(&self) {
+        self.flush();
+        self.send(Job::Close);
+        // Another process may have the folder now.
+        if let Err(error) = flock(&self._lock, FlockOperation::Unlock) {
+            tracing::warn!(%error, "the cache's folder stays locked");
+        }
+    }
+
+    /// Takes room for a file on its way; false if there is none.
+    fn hold(&self, id: u64, before: u64, now: u64) -> bool {
+        let writing = self.writing.fetch_add(now - before, Ordering::Relaxed) + now - before;
+        if writing > self.size / 2 {
+            self.writing.fetch_sub(now - before, Ordering::Relaxed);
+            return false;
+        }
+        self.admit(held(id), Entry { bytes: now, writing: true });
+        true
+    }
+
+    fn let_go(&self, id: u64, bytes: u64) {
+        if bytes > 0 {
+            self.index.remove(&held(id));
+            self.writing.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// It is there; others go for it.
+    fn admit(&self, slot: u128, entry: Entry) {
+        let mut evicted = Vec::new();
+        self.index.insert_with_lifecycle(slot, entry, &mut evicted);
+        let evictions = evicted.len() as u64;
+        self.counts.evicted.fetch_add(evictions, Ordering::Relaxed);
+        for slot in evicted {
+            self.unlink(slot);
+        }
+    }
+
+    fn unlink(&self, slot: u128) {
+        match fs::remove_file(place(&self.path, slot)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => self.fail("deleting", &error),
+            _ => {}
+        }
+    }
+
+    /// The thread that writes.
+    fn work(&self, jobs: &Receiver<Job>) {
+        let mut open: HashMap<u64, Spooling> = HashMap::new();
+        while let Ok(job) = jobs.recv() {
+            match job {
+                Job::Keep(slot, object, permit) => {
+                    if let Err(error) = self.write(slot, &object) {
+                        object.kept.store(false, Ordering::Relaxed);
+                        self.fail("writing", &error);
+                    }
+                    drop(permit);
+                }
+                Job::Begin(fill) => match self.start(&fill) {
+                    Ok(spooling) => drop(open.insert(fill.id, spooling)),
+                    Err(error) => self.lost(&fill, &error),
+                },
+                Job::Append(fill, bytes, permit) => {
+                    if let Some(spooling) = open.get_mut(&fill.id)
+                        && let Err(error) = self.more(spooling, &fill, &bytes)
+                    {
+                        self.give_up(fill.id, open.remove(&fill.id));
+                        self.lost(&fill, &error);
+                    }
+                    drop(permit);
+                }
+                Job::Commit(fill, head, done) => match open.remove(&fill.id).map(|s| self.finish(s, &fill, &head)) {
+                    Some(Ok(())) => {
+                        // Whoever waited for it may have gone.
+                        let _ = done.send(());
+                    }
+                    Some(Err(error)) => self.fail("writing", &error),
+                    None => {}
+                },
+                Job::Abandon(id) => self.give_up(id, open.remove(&id)),
+                Job::Refresh(slot, object) => match file::refresh(&place(&self.path, slot), &object.head) {
+                    Ok(true) => {}
+                    // The old head asks the origin again after a restart, no more.
+                    Ok(false) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => self.broken(slot, &error),
+                },
+                Job::Delete(slot) => {
+                    if !self.index.contains_key(&slot) {
+                        self.unlink(slot);
+                    }
+                }
+                Job::Flush(done) => {
+                    let (lock, wake) = &*done;
+                    *lock.lock() = true;
+                    wake.notify_all();
+                }
+                Job::Close => return,
+            }
+        }
+    }
+
+    fn unfinished(&self, id: &str) -> PathBuf {
+        self.path.join("tmp").join(id)
+    }
+
+    fn write(&self, slot: u128, object: &Object) -> io::Result<()> {
+        let super::object::Body::Memory(chunks) = &object.body else { return Ok(()) };
+        let expected = (object.body.len() + object.weight()).next_multiple_of(BLOCK);
+        // Fills are numbered from 1.
+        if !self.hold(0, 0, expected) {
+            object.kept.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
+        let path = self.unfinished(&format!("{slot:032x}"));
+        let written = || -> io::Result<u64> {
+            let mut writing = Writing::begin(&path, &object.head)?;
+            chunks.iter().try_for_each(|chunk| writing.append(chunk))?;
+            writing.end()
+        };
+        let written = written();
+        self.let_go(0, expected);
+        let result = written.and_then(|bytes| self.rename(&path, slot, bytes));
+        result.inspect_err(|_| drop(fs::remove_file(&path)))
+    }
+
+    fn rename(&self, from: &Path, slot: u128, bytes: u64) -> io::Result<()> {
+        let to = place(&self.path, slot);
+        if let Some(folder) = to.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::rename(from, &to)?;
+        self.admit(slot, Entry { bytes: bytes.next_multiple_of(BLOCK), writing: false });
+        Ok(())
+    }
+
+    fn start(&self, fill: &Arc<Fill>) -> io::Result<Spooling> {
+        let path = self.unfinished(&format!("fill-{}", fill.id));
+        let writing = Writing::begin(&path, &fill.head)?;
+        let (file, start) = writing.reader()?;
+        let mut spooling = Spooling { writing, path, held: 0, written: 0 };
+        for chunk in fill.spool(file, start) {
+            if let Err(error) = self.more(&mut spooling, fill, &chunk) {
+                self.give_up(fill.id, Some(spooling));
+                return Err(error);
+            }
+        }
+        Ok(spooling)
+    }
+
+    fn more(&self, spooling: &mut Spooling, fill: &Fill, bytes: &Bytes) -> io::Result<()> {
+        let needed = spooling.written + bytes.len() as u64;
+        if needed > spooling.held {
+            let held = needed.next_multiple_of(STEP);
+            if !self.hold(fill.id, spooling.held, held) {
+                return Err(io::Error::new(io::ErrorKind::StorageFull, "there is no room for it"));
+            }
+            spooling.held = held;
+        }
+        spooling.writing.append(bytes)?;
+        spooling.written = needed;
+        fill.written(needed);
+        Ok(())
+    }
+
+    /// It did not work out; that there is no room under `size` is no failure of the disk.
+    fn lost(&self, fill: &Fill, error: &io::Error) {
+        match error.kind() {
+            io::ErrorKind::StorageFull if error.raw_os_error().is_none() => {}
+            _ => self.fail("writing", error),
+        }
+        fill.lose();
+    }
+
+    fn give_up(&self, id: u64, spooling: Option<Spooling>) {
+        let Some(Spooling { path, held, .. }) = spooling else { return };
+        self.let_go(id, held);
+        // Whoever reads it has it open.
+        if let Err(error) = fs::remove_file(path) {
+            self.fail("deleting", &error);
+        }
+    }
+
+    fn finish(&self, mut spooling: Spooling, fill: &Fill, head: &Head) -> io::Result<()> {
+        let written = spooling.writing.end().and_then(|bytes| {
+            if head.length() != fill.head.length() {
+                // Its length was not known when it began.
+                file::refresh(&spooling.path, head)?;
+            }
+            Ok(bytes)
+        });
+        self.let_go(fill.id, spooling.held);
+        let result = written.and_then(|bytes| self.rename(&spooling.path, fill.slot, bytes));
+        result.inspect_err(|_| drop(fs::remove_file(&spooling.path)))
+    }
+
+    /// Finds every file that is there.
+    fn scan(&self) {
+        let mut found: Vec<(std::time::SystemTime, u128, u64)> = Vec::new();
+        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+        for first in entries(&self.path).filter(|e| e.file_name().len() == 2) {
+            for second in entries(&first.path()) {
+                for file in entries(&second.path()) {
+                    let slot = file.file_name().to_str().and_then(|name| u128::from_str_radix(name, 16).ok());
+                    let (Some(slot), Ok(meta)) = (slot, file.metadata()) else { continue };
+                    if !file::looks_whole(&file.path()) {
+                        self.counts.broken.fetch_add(1, Ordering::Relaxed);
+                        self.unlink(slot);
+                        continue;
+                    }
+                    found.push((meta.modified().unwrap_or(std::time::UNIX_EPOCH), slot, meta.len().next_multiple_of(BLOCK)));
+                }
+            }
+        }
+        // The newest last: if there are too many, the oldest go.
+        found.sort_unstable();
+        let objects = found.len();
+        for (_, slot, bytes) in found {
+            if !self.index.contains_key(&slot) {
+                self.admit(slot, Entry { bytes, writing: false });
+            }
+        }
+        self.known.store(true, Ordering::Release);
+        if objects > 0 {
+            tracing::info!(objects, bytes = self.index.weight(), "the cache's files are known");
+        }
+    }
+}
+
+/// A response on its way to disk.
+struct Spooling {
+    writing: Writing,
+    path: PathBuf,
+    held: u64,
+    written: u64,
+}
+
+/// Where room for a file on its way stands in the index.
+fn held(id: u64) -> u128 {
+    u128::MAX - u128::from(id)
+}

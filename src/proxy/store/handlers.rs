@@ -1,0 +1,336 @@
+//! The store as the engine knows it.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::cache::CacheMeta;
+use pingora::cache::key::{CacheHashKey, CacheKey};
+use pingora::cache::storage::{
+    HandleHit, HandleMiss, HitHandler, MissFinishType, MissHandler, PurgeOutcome, PurgeTarget, PurgeType, Storage,
+};
+use pingora::cache::trace::SpanHandle;
+use pingora::{Error, ErrorType, Result};
+
+use super::file::Stored;
+use super::fill::{Along, Cut, Fill, Outcome};
+use super::object::{Body, Head, Object};
+use super::{EMPTY, PATIENCE, SHORT, Store};
+use crate::cache::key::variant;
+
+/// Where a key's object stands.
+fn slot(key: &impl CacheHashKey) -> u128 {
+    let primary = u128::from_be_bytes(key.primary_bin());
+    key.variance_bin().map_or(primary, |variance| variant(primary, &variance))
+}
+
+impl Store {
+    /// What is stored in memory, or on its way there, or on disk.
+    async fn find(&'static self, slot: u128, key: &CacheKey) -> Option<(CacheMeta, HitHandler)> {
+        let own = |head: &Head| *head.primary == *key.primary_key();
+        if let Some(fill) = self.on_its_way(slot).filter(|fill| own(&fill.head))
+            && let Some(along) = fill.join()
+        {
+            return Some((fill.head.meta(&EMPTY).ok()?, Box::new(Hit::new(Source::Along(along)))));
+        }
+        match self.memory.get(&slot) {
+            Some(object) if own(&object.head) => self.hit(slot, object).await,
+            Some(_) => None,
+            None => {
+                let object = self.from_disk(slot).await?;
+                match own(&object.head) {
+                    true => self.hit(slot, object).await,
+                    false => None,
+                }
+            }
+        }
+    }
+
+    async fn hit(&'static self, slot: u128, object: Arc<Object>) -> Option<(CacheMeta, HitHandler)> {
+        if object.used()
+            && let Some(disk) = &self.disk
+            && !disk.keep(slot, &object)
+        {
+            // Another time.
+            object.kept.store(false, Ordering::Relaxed);
+        }
+        let source = match &object.body {
+            Body::Memory(_) => Source::Memory(object.clone()),
+            Body::Disk(_) => {
+                let disk = self.disk.clone()?;
+                let (_, stored) = self.blocking(move || disk.get(slot)).await.or_else(|| {
+                    self.memory.remove(&slot);
+                    None
+                })?;
+                Source::Disk { store: self, slot, object: object.clone(), stored: Arc::new(stored) }
+            }
+        };
+        let meta = object.head.meta(&EMPTY).ok()?;
+        Some((meta, Box::new(Hit::new(source))))
+    }
+
+    /// What is on disk comes into memory: whole, if it is short.
+    async fn from_disk(&'static self, slot: u128) -> Option<Arc<Object>> {
+        let disk = self.disk.clone().filter(|disk| disk.may_have(slot))?;
+        let short = self.longest().min(SHORT);
+        let object = self
+            .blocking(move || {
+                let (mut head, stored) = disk.get(slot)?;
+                head.complete(stored.len);
+                if stored.len > short {
+                    return Some(Object::new(head, Body::Disk(stored.len), true));
+                }
+                match stored.body() {
+                    Ok(body) => Some(Object::new(head, Body::Memory(body), true)),
+                    Err(error) => {
+                        disk.broken(slot, &error);
+                        None
+                    }
+                }
+            })
+            .await?;
+        let object = Arc::new(object);
+        self.memory.insert(slot, object.clone());
+        Some(object)
+    }
+
+    /// Asks the disk; one that hangs is no reason for a request to hang.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+        tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(work)).await.ok()?.ok()?
+    }
+
+    /// A body of it turned out to be broken.
+    fn rotten(&self, slot: u128, error: &std::io::Error) {
+        self.memory.remove(&slot);
+        if let Some(disk) = &self.disk {
+            disk.broken(slot, error);
+        }
+    }
+}
+
+#[async_trait]
+impl Storage for Store {
+    async fn lookup(&'static self, key: &CacheKey, _trace: &SpanHandle) -> Result<Option<(CacheMeta, HitHandler)>> {
+        Ok(self.find(slot(key), key).await)
+    }
+
+    async fn lookup_streaming_write(
+        &'static self,
+        key: &CacheKey,
+        tag: Option<&[u8]>,
+        _trace: &SpanHandle,
+    ) -> Result<Option<(CacheMeta, HitHandler)>> {
+        let id = tag.and_then(|tag| tag.try_into().ok()).map(u64::from_be_bytes);
+        let slot = slot(key);
+        let fill = self.fills(slot).lock().get(&slot).and_then(|all| all.iter().find(|fill| Some(fill.id) == id).cloned());
+        let Some(along) = fill.as_ref().and_then(|fill| fill.join()) else { return Ok(None) };
+        Ok(Some((along.fill().head.meta(&EMPTY)?, Box::new(Hit::new(Source::Along(along))))))
+    }
+
+    async fn get_miss_handler(&'static self, key: &CacheKey, meta: &CacheMeta, _trace: &SpanHandle) -> Result<MissHandler> {
+        let fill = self.begin(slot(key), Head::new(key.primary_key(), meta)?);
+        let tag = fill.id.to_be_bytes();
+        Ok(Box::new(Miss { store: self, fill: Some(fill), tag, len: 0, spooling: false }))
+    }
+
+    async fn purge(&'static self, target: PurgeTarget<'_>, _type: PurgeType, _trace: &SpanHandle) -> Result<PurgeOutcome> {
+        self.remove(slot(target.key()));
+        Ok(PurgeOutcome::Purged(None))
+    }
+
+    async fn update_meta(&'static self, key: &CacheKey, meta: &CacheMeta, _trace: &SpanHandle) -> Result<bool> {
+        let slot = slot(key);
+        let Some(old) = self.memory.peek(&slot).filter(|old| *old.head.primary == *key.primary_key()) else {
+            return Ok(false);
+        };
+        let mut head = Head::new(key.primary_key(), meta)?;
+        head.complete(old.body.len());
+        let object = Arc::new(Object::new(head, old.body.clone(), old.kept.load(Ordering::Relaxed)));
+        // It was used: an object that is validated over and over is worth keeping.
+        let due = object.used();
+        self.memory.insert(slot, object.clone());
+        if let Some(disk) = &self.disk {
+            match due {
+                true if !disk.keep(slot, &object) => object.kept.store(false, Ordering::Relaxed),
+                true => {}
+                false => disk.refresh(slot, &object),
+            }
+        }
+        Ok(true)
+    }
+
+    fn support_streaming_partial_write(&self) -> bool {
+        true
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
+        self
+    }
+}
+
+/// A response that is being read.
+pub struct Hit {
+    source: Source,
+    at: u64,
+    end: Option<u64>,
+}
+
+enum Source {
+    Memory(Arc<Object>),
+    Disk { store: &'static Store, slot: u128, object: Arc<Object>, stored: Arc<Stored> },
+    Along(Along),
+}
+
+impl Hit {
+    fn new(source: Source) -> Self {
+        Self { source, at: 0, end: None }
+    }
+
+    /// What is known of it.
+    pub fn head(&self) -> &Head {
+        match &self.source {
+            Source::Memory(object) | Source::Disk { object, .. } => &object.head,
+            Source::Along(along) => &along.fill().head,
+        }
+    }
+
+    fn length(&self) -> Option<u64> {
+        match &self.source {
+            Source::Memory(object) | Source::Disk { object, .. } => Some(object.body.len()),
+            Source::Along(along) => along.fill().head.length(),
+        }
+    }
+
+    /// What comes next of a body in memory.
+    fn from_memory(&mut self) -> Option<Bytes> {
+        let Source::Memory(object) = &self.source else { return None };
+        let Body::Memory(chunks) = &object.body else { return None };
+        let mut begin = 0;
+        for chunk in chunks {
+            let after = begin + chunk.len() as u64;
+            if self.at < after {
+                let to = self.end.map_or(after, |end| after.min(end));
+                if to <= self.at {
+                    return None;
+                }
+                let bytes = chunk.slice((self.at - begin) as usize..(to - begin) as usize);
+                self.at = to;
+                return Some(bytes);
+            }
+            begin = after;
+        }
+        None
+    }
+
+    async fn from_disk(&mut self) -> Result<Option<Bytes>> {
+        let Source::Disk { store, slot, stored, .. } = &self.source else { return Ok(None) };
+        let end = self.end.unwrap_or(stored.len).min(stored.len);
+        let at = self.at;
+        if at >= end {
+            return Ok(None);
+        }
+        let theirs = stored.clone();
+        let read = tokio::task::spawn_blocking(move || theirs.chunk(at)).await;
+        match read.unwrap_or_else(|lost| Err(std::io::Error::other(lost))) {
+            Ok((begin, chunk)) => {
+                let to = (begin + chunk.len() as u64).min(end);
+                self.at = to;
+                Ok(Some(chunk.slice((at - begin) as usize..(to - begin) as usize)))
+            }
+            Err(error) => {
+                store.rotten(*slot, &error);
+                Err(Error::because(ErrorType::ReadError, "the cache's file is broken", error))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl HandleHit for Hit {
+    async fn read_body(&mut self) -> Result<Option<Bytes>> {
+        match &mut self.source {
+            Source::Memory(_) => Ok(self.from_memory()),
+            Source::Disk { .. } => self.from_disk().await,
+            Source::Along(along) => {
+                let cut = |_: Cut| Error::explain(ErrorType::ReadError, "the response ended before it was whole");
+                along.next().await.map_err(cut)
+            }
+        }
+    }
+
+    async fn finish(
+        self: Box<Self>,
+        _storage: &'static (dyn Storage + Sync),
+        _key: &CacheKey,
+        _trace: &SpanHandle,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn can_seek(&self) -> bool {
+        self.length().is_some()
+    }
+
+    fn seek(&mut self, start: usize, end: Option<usize>) -> Result<()> {
+        let length = self.length().unwrap_or(u64::MAX);
+        let (start, end) = (start as u64, end.map(|end| (end as u64).min(length)));
+        if start >= length {
+            return Error::e_explain(ErrorType::InternalError, "a range begins behind its end");
+        }
+        (self.at, self.end) = (start, end);
+        if let Source::Along(along) = &mut self.source {
+            along.seek(start, end);
+        }
+        Ok(())
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync) {
+        self
+    }
+}
+
+/// A response that is being written. Dropped before it is whole it has failed, and those who read along hear it.
+struct Miss {
+    store: &'static Store,
+    fill: Option<Arc<Fill>>,
+    tag: [u8; 8],
+    len: u64,
+    spooling: bool,
+}
+
+#[async_trait]
+impl HandleMiss for Miss {
+    async fn write_body(&mut self, data: Bytes, _eof: bool) -> Result<()> {
+        self.len += data.len() as u64;
+        if let Some(fill) = &self.fill {
+            self.store.more(fill, data, &mut self.spooling).await;
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {
+        let len = self.len;
+        if let Some(fill) = self.fill.take() {
+            self.store.end(fill, Outcome::Whole, len, self.spooling);
+        }
+        Ok(MissFinishType::Created(usize::try_from(len).unwrap_or(usize::MAX)))
+    }
+
+    fn streaming_write_tag(&self) -> Option<&[u8]> {
+        Some(&self.tag)
+    }
+}
+
+impl Drop for Miss {
+    fn drop(&mut self) {
+        if let Some(fill) = self.fill.take() {
+            self.store.end(fill, Outcome::Failed, self.len, self.spooling);
+        }
+    }
+}

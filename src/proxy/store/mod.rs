@@ -1,0 +1,387 @@
+//! The store: responses in memory, and on disk those that were asked for twice. Both tiers have a size in bytes
+//! and keep it; what goes first is decided as S3-FIFO does (Yang et al., SOSP 2023): what was asked for once.
+//!
+//! ```text
+//!  origin ─► Fill ─► memory ─► (second use) ─► disk
+//!             │ └─► (long) ─────────────────────► disk
+//!             └► readers, while it comes
+//! ```
+//!
+//! The store never fails a request: without room, or on a disk that fails, a response is not kept.
+
+mod disk;
+mod file;
+mod fill;
+mod handlers;
+mod journal;
+mod object;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pingora::cache::CacheMeta;
+use pingora::cache::lock::CacheLock;
+use pingora::cache::predictor::Predictor;
+use pingora::http::ResponseHeader;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
+use rustc_hash::FxHashMap;
+
+use super::caching;
+use crate::cache::Known;
+use crate::cache::purge::Purge;
+use disk::{Disk, SlotHash};
+use fill::{Fill, Outcome};
+pub use handlers::Hit;
+use journal::Journal;
+pub use object::Noted;
+use object::{Body, Head, Object};
+
+/// Whoever fetches for others is given up on after this long.
+const LONGEST_FETCH: Duration = Duration::from_secs(300);
+/// So many keys, in each of 16 parts, are remembered as not stored.
+const UNCACHEABLE: usize = 4096;
+/// Shards of the memory tier.
+const SHARDS: usize = 16;
+/// Where there is a disk, longer bodies live there.
+const SHORT: u64 = 1 << 20;
+
+/// The engine's encoding of a header without fields: it wants one where a meta is read.
+static EMPTY: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let header = ResponseHeader::build(200, None).ok();
+    let meta = header.map(|header| CacheMeta::new(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH, 0, 0, header));
+    meta.and_then(|meta| meta.serialize().ok()).map(|(_, header)| header).unwrap_or_default()
+});
+
+/// What happened to the store.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Files that were broken.
+    pub broken: AtomicU64,
+    /// Times at which the disk failed.
+    pub disk_errors: AtomicU64,
+    /// Files that made room for others.
+    pub evicted: AtomicU64,
+}
+
+/// Sizes and places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// A folder, and bytes of it.
+    pub disk: Option<(PathBuf, u64)>,
+}
+
+#[derive(Debug, Clone)]
+struct Bytewise;
+
+impl Weighter<u128, Arc<Object>> for Bytewise {
+    fn weight(&self, _slot: &u128, object: &Arc<Object>) -> u64 {
+        object.weight()
+    }
+}
+
+type Memory = Cache<u128, Arc<Object>, Bytewise, SlotHash, DefaultLifecycle<u128, Arc<Object>>>;
+type Fills = FxHashMap<u128, Vec<Arc<Fill>>>;
+
+/// The store.
+pub struct Store {
+    memory: Memory,
+    room: AtomicU64,
+    disk: Option<Arc<Disk>>,
+    fills: [Mutex<Fills>; SHARDS],
+    /// Bytes of responses on their way that are in memory.
+    held: Arc<AtomicU64>,
+    next: AtomicU64,
+    journal: Option<Journal>,
+    known: Arc<Known>,
+    /// What happened.
+    pub counts: Arc<Counts>,
+    /// Who fetches what others wait for. Its own patience is longer than anybody's who waits.
+    pub lock: CacheLock,
+    /// What was not stored the last time: nobody waits for that.
+    pub predictor: Predictor<16>,
+    /// How many wait, or may have to.
+    pub waiting: Arc<AtomicU32>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("held", &self.held()).finish_non_exhaustive()
+    }
+}
+
+/// How much is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Held {
+    /// Bytes in memory, headers and responses on their way included.
+    pub memory_bytes: u64,
+    /// Objects in memory.
+    pub memory_objects: usize,
+    /// Bytes of files.
+    pub disk_bytes: u64,
+    /// Files.
+    pub disk_objects: usize,
+}
+
+impl Store {
+    /// Takes the folder, if there is one, and what was purged when it was used last. Blocks.
+    pub fn open(settings: &Settings, known: Arc<Known>) -> io::Result<Self> {
+        let counts = Arc::new(Counts::default());
+        let mut journal = None;
+        let mut disk = None;
+        if let Some((path, size)) = &settings.disk {
+            disk = Some(Disk::open(path, *size, counts.clone())?);
+            let (opened, purges) = Journal::open(path)?;
+            known.purges.apply(&purges);
+            journal = Some(opened);
+        }
+        let options = OptionsBuilder::new()
+            .shards(SHARDS)
+            .estimated_items_capacity(
+                usize::try_from(settings.memory / (8 << 10)).unwrap_or(usize::MAX).clamp(32 * SHARDS, 1 << 20),
+            )
+            .weight_capacity(for_objects(settings.memory))
+            .build()
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Self {
+            memory: Cache::with_options(options, Bytewise, SlotHash::default(), DefaultLifecycle::default()),
+            room: AtomicU64::new(settings.memory),
+            disk,
+            fills: std::array::from_fn(|_| Mutex::default()),
+            held: Arc::default(),
+            next: AtomicU64::new(1),
+            journal,
+            known,
+            counts,
+            lock: CacheLock::new(LONGEST_FETCH),
+            predictor: Predictor::new(UNCACHEABLE, Some(caching::passes)),
+            waiting: Arc::default(),
+        })
+    }
+
+    /// Memory has another size from now on.
+    pub fn resize(&self, memory: u64) {
+        if self.room.swap(memory, Ordering::Relaxed) != memory {
+            self.memory.set_capacity(for_objects(memory));
+        }
+    }
+
+    /// How much is stored.
+    pub fn held(&self) -> Held {
+        Held {
+            memory_bytes: self.memory.weight() + self.held.load(Ordering::Relaxed),
+            memory_objects: self.memory.len(),
+            disk_bytes: self.disk.as_ref().map_or(0, |disk| disk.bytes()),
+            disk_objects: self.disk.as_ref().map_or(0, |disk| disk.objects()),
+        }
+    }
+
+    /// Purges; on return it will hold after a restart, too. Blocks on disk.
+    pub fn purge(&self, purges: &[Purge]) -> io::Result<()> {
+        // First in force, then written: what is written and not in force would be a lie for a moment.
+        self.known.purges.apply(purges);
+        match &self.journal {
+            Some(journal) => journal.add(purges, || self.known.purges.all()),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends what works in the background, everything written. Blocks.
+    pub fn close(&self) {
+        if let Some(disk) = &self.disk {
+            disk.close();
+        }
+    }
+
+    /// Returns when everything that is due on disk is there. Blocks.
+    pub fn flush(&self) {
+        if let Some(disk) = &self.disk {
+            disk.flush();
+        }
+    }
+
+    /// Forgets an object with its variants.
+    pub fn remove(&self, slot: u128) {
+        for fill in self.fills(slot).lock().remove(&slot).into_iter().flatten() {
+            fill.lose();
+        }
+        self.memory.remove(&slot);
+        if let Some(disk) = &self.disk {
+            disk.remove(slot);
+        }
+    }
+
+    /// Is it stored, and what is known of it? In memory only, as a question that changes nothing.
+    pub fn peek(&self, slot: u128, primary: &[u8]) -> Option<CacheMeta> {
+        let object = self.memory.peek(&slot).filter(|object| *object.head.primary == *primary)?;
+        object.head.meta(&EMPTY).ok()
+    }
+
+    fn fills(&self, slot: u128) -> &Mutex<Fills> {
+        let [first, ..] = &self.fills;
+        self.fills.get((slot >> 64) as usize % SHARDS).unwrap_or(first)
+    }
+
+    /// The longest body that stays in memory.
+    fn longest(&self) -> u64 {
+        let room = self.room.load(Ordering::Relaxed);
+        // A shard's part must hold it, and more than it alone.
+        let part = room / SHARDS as u64 / 2;
+        if self.disk.is_some() { SHORT.min(part) } else { part }
+    }
+
+    /// Would a body of this length be kept at all?
+    pub fn takes(&self, length: u64) -> bool {
+        length <= self.longest() || self.disk.as_ref().is_some_and(|disk| disk.works() && disk.takes(length))
+    }
+
+    /// A response is on its way.
+    fn begin(&self, slot: u128, head: Head) -> Arc<Fill> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let fill = Arc::new(Fill::new(id, slot, head, self.held.clone()));
+        self.fills(slot).lock().entry(slot).or_default().push(fill.clone());
+        fill
+    }
+
+    /// A response on its way, if its start is still there.
+    fn on_its_way(&self, slot: u128) -> Option<Arc<Fill>> {
+        let fills = self.fills(slot).lock();
+        fills.get(&slot)?.iter().rev().find(|fill| fill.outcome() != Some(Outcome::Failed) && !fill.is_lost()).cloned()
+    }
+
+    /// Nobody finds it any more.
+    fn hide(&self, fill: &Fill) {
+        let mut fills = self.fills(fill.slot).lock();
+        if let Some(all) = fills.get_mut(&fill.slot) {
+            all.retain(|one| one.id != fill.id);
+            if all.is_empty() {
+                fills.remove(&fill.slot);
+            }
+        }
+    }
+
+    /// More of a response came.
+    async fn more(&self, fill: &Arc<Fill>, bytes: Bytes, spooling: &mut bool) {
+        if bytes.is_empty() {
+            return;
+        }
+        let len = fill.push(bytes.clone());
+        if fill.is_lost() {
+            if *spooling {
+                *spooling = false;
+                self.abandon(fill);
+            }
+            self.hide(fill);
+            fill.wait_for_room().await;
+            return;
+        }
+        if *spooling {
+            if let Some(disk) = &self.disk
+                && !disk.append(fill, bytes).await
+            {
+                fill.lose();
+            }
+            return;
+        }
+        let full = self.held.load(Ordering::Relaxed) > for_fills(self.room.load(Ordering::Relaxed));
+        if len > self.longest() || full {
+            *spooling = self.disk.as_ref().is_some_and(|disk| disk.begin(fill));
+            if !*spooling {
+                fill.lose();
+                self.hide(fill);
+                fill.wait_for_room().await;
+            }
+        }
+    }
+
+    fn abandon(&self, fill: &Fill) {
+        if let Some(disk) = &self.disk {
+            disk.abandon(fill);
+        }
+    }
+
+    /// It is over.
+    fn end(&'static self, fill: Arc<Fill>, outcome: Outcome, len: u64, spooling: bool) {
+        let lost = fill.is_lost();
+        // Its length is what was promised, or it is not whole, whatever the connection said.
+        let fits = fill.head.length().is_none_or(|length| length == len);
+        let outcome = if fits { outcome } else { Outcome::Failed };
+        let chunks = fill.end(outcome);
+        if outcome == Outcome::Whole && !lost {
+            let mut head = fill.head.clone();
+            head.complete(len);
+            match chunks {
+                Some(chunks) => {
+                    let body = Body::Memory(compact(&chunks));
+                    self.put(fill.slot, Object::new(head, body, self.disk.is_none()));
+                    // An older one must not come back.
+                    if let Some(disk) = &self.disk {
+                        disk.remove(fill.slot);
+                    }
+                }
+                None => {
+                    let committed = self.disk.as_ref().map(|disk| disk.commit(&fill, head.clone()));
+                    // Until the file has its place whoever comes reads along.
+                    tokio::spawn(async move {
+                        if let Some(committed) = committed
+                            && committed.await.is_ok()
+                        {
+                            self.put(fill.slot, Object::new(head, Body::Disk(len), true));
+                        }
+                        self.hide(&fill);
+                    });
+                    return;
+                }
+            }
+        } else if spooling {
+            self.abandon(&fill);
+        }
+        self.hide(&fill);
+    }
+
+    fn put(&self, slot: u128, object: Object) {
+        self.memory.insert(slot, Arc::new(object));
+    }
+}
+
+/// What of the memory is for objects; the rest is for responses on their way.
+fn for_objects(memory: u64) -> u64 {
+    memory - for_fills(memory)
+}
+
+fn for_fills(memory: u64) -> u64 {
+    memory / 8
+}
+
+/// As few chunks as there can be, none of which keeps more memory than it shows.
+fn compact(chunks: &[Bytes]) -> Box<[Bytes]> {
+    const MOST: usize = 256 << 10;
+    let mut left: usize = chunks.iter().map(Bytes::len).sum();
+    let mut all = Vec::with_capacity(left.div_ceil(MOST));
+    let mut current = Vec::with_capacity(left.min(MOST));
+    for mut bytes in chunks.iter().map(|chunk| &chunk[..]) {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at_checked(MOST - current.len()).unwrap_or((bytes, b""));
+            current.extend_from_slice(now);
+            left -= now.len();
+            bytes = later;
+            if current.len() == MOST {
+                all.push(Bytes::from(std::mem::replace(&mut current, Vec::with_capacity(left.min(MOST)))));
+            }
+        }
+    }
+    if !current.is_empty() {
+        all.push(current.into());
+    }
+    all.into()
+}
+
+/// How long a disk may take to be asked before a request goes on without it.
+const PATIENCE: Duration = Duration::from_secs(2);
