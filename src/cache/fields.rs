@@ -160,12 +160,10 @@ pub fn seconds(text: &str) -> Option<u64> {
     Some(text.parse().map_or(FOREVER, |n: u64| n.min(FOREVER)))
 }
 
-/// `Age` in seconds, if there is any; one that cannot be read is for ever: it makes stale. Of several the first
-/// counts (RFC 9111, section 5.1).
+/// `Age` in seconds, if there is one that can be read. Of several the first counts (RFC 9111, section 5.1).
 pub fn age(headers: &HeaderMap) -> Option<u64> {
-    let value = headers.get(http::header::AGE)?.to_str().unwrap_or_default();
-    let first = value.split(',').next().unwrap_or_default();
-    Some(seconds(first.trim()).unwrap_or(FOREVER))
+    let value = headers.get(http::header::AGE)?.to_str().ok()?;
+    seconds(value.split(',').next()?.trim())
 }
 
 /// The date in a field that may stand once. `None`: there is none. `Some(None)`: it is no date, or there are two.

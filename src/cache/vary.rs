@@ -80,9 +80,9 @@ fn codings(text: &[u8]) -> Vec<u8> {
     rejoined(taken)
 }
 
-/// By weight, the heaviest first; as they came where that is the same.
+/// By weight, the heaviest first; by name where that is the same, for then no one of them is wanted more.
 fn by_quality(text: &[u8]) -> Vec<u8> {
     let mut all: Vec<(&[u8], u16)> = members_of(text).map(weighed).filter(|(_, weight)| *weight > 0).collect();
-    all.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));
+    all.sort_by_key(|(name, weight)| (std::cmp::Reverse(*weight), *name));
     rejoined(all.into_iter().map(|(name, _)| name))
 }

@@ -10,6 +10,7 @@ use pingora::cache::lock::CacheKeyLockImpl;
 use pingora::cache::storage::HitHandler;
 use pingora::cache::{CacheMeta, CacheOptionOverrides, CachePhase, ForcedFreshness, NoCacheReason, RespCacheable};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession as HttpSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
@@ -25,6 +26,9 @@ use crate::cache::{Bypass, Cookies, Lookup, TAG_FIELDS, same_host_target, tags_o
 use crate::decide::Next;
 use crate::request::is_safe;
 use crate::respond::headers::{Pass, pass};
+
+/// What tells of a message and its connection, and not of the response (RFC 9111, section 3.1).
+const CONNECTION: [HeaderName; 5] = [header::CONNECTION, header::TE, header::TRAILER, header::TRANSFER_ENCODING, header::UPGRADE];
 
 /// A request that waits gives up a moment after everything that it waits for has given up.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -124,7 +128,8 @@ pub fn key(ctx: &Context) -> Result<CacheKey> {
 /// Which variant the request is for, if the response has several.
 pub fn variant(meta: &CacheMeta, ctx: &mut Context, request: &RequestHeader) -> Option<HashBinary> {
     if let Some(caching) = &mut ctx.caching {
-        caching.found = true;
+        // Once the request is sent it is its own response that is looked at.
+        caching.found |= caching.waiting.is_some();
     }
     let fields = vary::fields(meta.headers());
     if fields.is_empty() {
@@ -234,6 +239,9 @@ pub fn store(session: &Session, response: &ResponseHeader, ctx: &mut Context, st
         caching.own.extend(header.headers.get_all(name).iter().map(|value| (name.clone(), value.clone())));
         header.remove_header(name);
     };
+    for name in CONNECTION {
+        header.remove_header(&name);
+    }
     for name in &lease.unstored {
         own(&mut header, name);
     }
@@ -402,6 +410,17 @@ pub fn tell(session: &Session, response: &mut ResponseHeader, ctx: &mut Context)
     }
     response.append_header("Cache-Status", told.field())?;
     Ok(())
+}
+
+/// Passes an interim response on (RFC 9110, section 15.2): the engine loses those of what it stores. Over HTTP/2 it has
+/// no way for them.
+pub async fn interim(session: &mut Session, response: &ResponseHeader) -> Result<()> {
+    let HttpSession::H1(downstream) = session.as_downstream_mut() else { return Ok(()) };
+    downstream.set_ignore_info_resp(false);
+    let written = downstream.write_response_header(Box::new(response.clone())).await;
+    // What the engine keeps of it is not sent a second time.
+    downstream.set_ignore_info_resp(true);
+    written.map_err(|error| error.into_down())
 }
 
 /// Does the client have it already?

@@ -22,7 +22,7 @@ use super::facts::host;
 use super::patient::HeaderDeadline;
 use super::peer::{Prepared, connect_failure, exchange_failure};
 use super::tunnel::{CLOSE_RESTART, Frames};
-use super::{clock, headers, journey, peer as peers, queue};
+use super::{clock, headers, journey, peer as peers, queue, stream};
 use crate::cache::purge::What;
 use crate::decide::{Decision, Next};
 use crate::observe::RequestDone;
@@ -343,8 +343,12 @@ impl ProxyHttp for Edge {
         // Interim responses (RFC 9110, section 15.2) decide nothing, but an origin may not live on them.
         if interim {
             let late = plan.patience == Patience::FirstByte && plan.deadline.since(now).is_zero();
-            return match late {
-                true => Err(Error::new(ErrorType::ReadTimedout).into_up()),
+            if late {
+                return Err(Error::new(ErrorType::ReadTimedout).into_up());
+            }
+            // A client that waits to send its body has none for what is stored.
+            return match ctx.caching.is_some() && status != 100 {
+                true => caching::interim(session, response).await,
                 false => Ok(()),
             };
         }
@@ -402,7 +406,9 @@ impl ProxyHttp for Edge {
         }
         caching::tell(session, response, ctx)?;
         headers::set_cookies(session, response, ctx)?;
-        headers::to_client(session, response, ctx)
+        headers::to_client(session, response, ctx)?;
+        stream::keep_date(session, response);
+        Ok(())
     }
 
     fn response_body_filter(

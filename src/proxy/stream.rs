@@ -5,15 +5,19 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
+use http::header;
+use parking_lot::Mutex;
+use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
 };
+use pingora::proxy::Session;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -33,8 +37,47 @@ pub struct ClientStream {
     peeked: BytesMut,
     socket: Arc<SocketDigest>,
     established: SystemTime,
+    dates: Dates,
+    /// Tells the hooks of `dates`.
+    proxied: Option<Arc<ProxyDigest>>,
+    /// The date to be written, and where in what is written next it begins, or began.
+    date: Option<(isize, Date)>,
+    patched: Vec<u8>,
     /// Counts this connection as open.
     _open: Open,
+}
+
+/// A date as responses have it (RFC 9110, section 5.6.7): as long as every other.
+type Date = [u8; 29];
+
+/// The `Date` of the response that is written next. Pingora would write the time at which it passes through, but it
+/// is the origin's, and a stored response keeps the one it was made at (RFC 9110, section 6.6.1; RFC 9111, section 5.1).
+#[derive(Debug, Clone, Default)]
+struct Dates(Arc<Mutex<Option<Date>>>);
+
+/// Keeps the date that a response has. Over HTTP/2 there is no way to.
+pub fn keep_date(session: &Session, response: &ResponseHeader) {
+    let date = response.headers.get(header::DATE).and_then(|date| Date::try_from(date.as_bytes()).ok());
+    // Another form, or none: it gets a new one.
+    let Some(date) = date.filter(|date| date.ends_with(b" GMT")) else { return };
+    if session.as_downstream().is_http2() {
+        return;
+    }
+    let digest = session.digest().and_then(|digest| digest.proxy_digest.as_ref());
+    if let Some(dates) = digest.and_then(|digest| digest.user_data.as_ref()?.downcast_ref::<Dates>()) {
+        *dates.0.lock() = Some(date);
+    }
+}
+
+/// Where the value of `Date` begins in a response's head.
+fn place_of_date(head: &[u8]) -> Option<isize> {
+    const NAME: &[u8] = b"\r\ndate: ";
+    if !head.starts_with(b"HTTP/1.") || head.get(9) == Some(&b'1') {
+        return None;
+    }
+    let end = head.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or(head.len());
+    let head = head.get(..end).unwrap_or_default();
+    head.windows(NAME.len()).position(|w| w.eq_ignore_ascii_case(NAME)).and_then(|at| (at + NAME.len()).try_into().ok())
 }
 
 impl ClientStream {
@@ -43,11 +86,19 @@ impl ClientStream {
         let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
         // Setting a fresh cell cannot fail.
         let _ = socket.peer_addr.set(Some(peer.into()));
+        let dates = Dates::default();
+        // It is the one digest that carries something of ours; the response in it is nobody's.
+        let nothing = ResponseHeader::build_no_case(200, Some(0)).ok();
+        let proxied = nothing.map(|nothing| Arc::new(ProxyDigest::new(Box::new(nothing), Some(Box::new(dates.clone())))));
         Self {
             io: BufWriter::with_capacity(WRITE_BUFFER, tcp),
             peeked: BytesMut::new(),
             socket: Arc::new(socket),
             established: SystemTime::now(),
+            dates,
+            proxied,
+            date: None,
+            patched: Vec::new(),
             _open: open,
         }
     }
@@ -78,9 +129,31 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let this = &mut *self;
+        if this.date.is_none() && buf.starts_with(b"HTTP/1.") {
+            let place = place_of_date(buf);
+            this.date = place.and_then(|place| Some((place, this.dates.0.lock().take()?)));
+        }
+        let Some((place, date)) = this.date else { return Pin::new(&mut this.io).poll_write(cx, buf) };
+        this.patched.clear();
+        this.patched.extend_from_slice(buf);
+        for (at, byte) in (place..).zip(date) {
+            if let Some(to) = usize::try_from(at).ok().and_then(|at| this.patched.get_mut(at)) {
+                *to = byte;
+            }
+        }
+        let written = ready!(Pin::new(&mut this.io).poll_write(cx, &this.patched))?;
+        // Should it not all have been taken, the rest of the date comes with the rest of the head.
+        let place = place.saturating_sub_unsigned(written);
+        this.date = (place.saturating_add_unsigned(date.len()) > 0).then_some((place, date));
+        Poll::Ready(Ok(written))
     }
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let Some(first) = bufs.iter().find(|buf| !buf.is_empty())
+            && (self.date.is_some() || first.starts_with(b"HTTP/1."))
+        {
+            return self.poll_write(cx, first);
+        }
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
@@ -133,7 +206,7 @@ impl GetTimingDigest for ClientStream {
 
 impl GetProxyDigest for ClientStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+        self.proxied.clone()
     }
 }
 
