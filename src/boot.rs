@@ -4,6 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -118,6 +119,7 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
     let path = disk.as_ref().map(|(path, _)| path.display().to_string()).unwrap_or_default();
     let store = Store::open(&store::Settings { memory: cache_memory.0, disk }, memory.cache.clone())
         .map_err(|error| Refused::CacheDisk { path, error })?;
+    memory.cache.ready.store(cluster.is_none(), Relaxed);
     // The engine asks for a store that lives as long as the process, and so it does.
     let store: &'static Store = Box::leak(Box::new(store));
     let access_log = AccessLog::open(&built.snapshot.access_log, metrics.log_lines_dropped.clone())

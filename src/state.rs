@@ -20,6 +20,7 @@ use crate::orders::Orders;
 use crate::proxy::store::Store;
 use crate::snapshot::Snapshot;
 use crate::tasks::cluster::Cluster;
+use crate::tasks::cluster::purges::Heard;
 use crate::tasks::dns::Resolver;
 
 /// A snapshot in force, with the metrics of its routes and regions at hand.
@@ -99,12 +100,19 @@ impl State {
         }
     }
 
-    /// Purges; what was purged is on disk on return, if the cache has one.
-    pub async fn purge(&self, what: Vec<What>, soft: bool) -> io::Result<()> {
+    /// Purges, here and on other nodes; here it is on disk on return, if the cache has one. Which nodes have it:
+    /// `None` if there are none, or if they cannot be reached and will be told later.
+    pub async fn purge(&self, what: Vec<What>, soft: bool) -> io::Result<Option<Vec<Heard>>> {
         let at = millis(SystemTime::now());
         let purges: Vec<Purge> = what.into_iter().map(|what| Purge { what, soft, at }).collect();
-        let store = self.store;
-        tokio::task::spawn_blocking(move || store.purge(&purges)).await.unwrap_or_else(|lost| Err(io::Error::other(lost)))
+        self.metrics.cache.purges.inc_by(purges.len() as u64);
+        let (store, ours) = (self.store, purges.clone());
+        let kept = tokio::task::spawn_blocking(move || store.purge(&ours)).await;
+        kept.unwrap_or_else(|lost| Err(io::Error::other(lost)))?;
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.purge(purges).await),
+            None => Ok(None),
+        }
     }
 
     /// Remembers a request that is over.

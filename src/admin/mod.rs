@@ -1,6 +1,7 @@
 //! The admin address: metrics, status, reload and explain. It is a listener of its own and never
 //! reachable through a data port.
 
+mod cache;
 mod guard;
 mod limits;
 mod page;
@@ -17,7 +18,7 @@ use axum::{Json, Router, middleware};
 use serde_json::json;
 
 use crate::config::{self, Problem};
-use crate::explain::{Question, explain};
+use crate::explain::{Question, explain, stored};
 use crate::proxy::clock;
 use crate::reload::{Reloaded, Reloader};
 use crate::state::State;
@@ -47,6 +48,7 @@ impl Admin {
             .route("/reload", post(reload))
             .route("/explain", post(explained))
             .route("/regions/{name}/{action}", post(regions::order))
+            .route("/cache/purge", post(cache::purge))
             .route("/limits/top", get(limits::top))
             .route("/limits/banned", get(limits::banned))
             .route("/limits/reset", post(limits::reset))
@@ -110,8 +112,21 @@ async fn reload(Extract(admin): Extract<Admin>) -> Response {
 }
 
 async fn explained(Extract(admin): Extract<Admin>, Json(question): Json<Question>) -> Response {
-    match explain(&admin.state.live.load().snapshot, &question, clock::now()) {
-        Ok(explanation) => Json(explanation).into_response(),
+    let live = admin.state.live.load_full();
+    match explain(&live.snapshot, &question, clock::now()) {
+        Ok(mut explanation) => {
+            if let Some(seen) = &mut explanation.cache
+                && let Some(lookup) = seen.lookup.clone()
+            {
+                // What is only on disk is read from there.
+                let store = admin.state.store;
+                let theirs = lookup.clone();
+                let found = tokio::task::spawn_blocking(move || store.peek(&theirs.key)).await.ok().flatten();
+                let unstored = store.unstored(&lookup.key);
+                seen.stored = stored(&live.snapshot, &lookup, found.as_ref(), unstored);
+            }
+            Json(explanation).into_response()
+        }
         Err(error) => (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response(),
     }
 }

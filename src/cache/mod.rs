@@ -20,6 +20,7 @@ pub mod vary;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http::{HeaderName, Method, header};
@@ -32,12 +33,20 @@ use key::{Key, Parts, Wanted};
 use purge::{Invalidated, Purges};
 
 /// What of the cache outlives reloads and is no store.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Known {
+    /// What other nodes purged is known: before that nothing is answered from what was stored.
+    pub ready: AtomicBool,
     /// What was purged.
     pub purges: Purges,
     /// What unsafe requests made invalid.
     pub invalidated: Invalidated,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { ready: AtomicBool::new(true), purges: Purges::default(), invalidated: Invalidated::default() }
+    }
 }
 
 /// What the operator wants of the cache.
@@ -279,6 +288,25 @@ pub fn wanted<'a>(view: &'a View<'_>) -> Wanted<'a> {
         trusted_peer: view.asker.trusted_peer,
     }
 }
+
+/// Headers that frameworks make something of, and no client needs: what is stored for all must not hang on them.
+/// (Kettle, Practical Web Cache Poisoning, 2018.) Dropped from what may be stored, unless they are part of its key.
+pub const UNKEYED: [&str; 14] = [
+    "x-forwarded-path",
+    "x-forwarded-prefix",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-host",
+    "x-http-host-override",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-host",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-url-scheme",
+];
 
 /// Fields in which origins name a response's tags; they are not for clients.
 pub const TAG_FIELDS: [&str; 2] = ["cache-tag", "surrogate-key"];

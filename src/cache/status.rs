@@ -132,3 +132,28 @@ impl Told {
         field
     }
 }
+
+/// A stored response, as it is at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredNow {
+    /// `memory` or `disk`.
+    pub tier: &'static str,
+    /// Its status.
+    pub status: u16,
+    /// Bytes of its body.
+    pub bytes: u64,
+    /// How old it is, in seconds.
+    pub age: u64,
+    /// For how many seconds it is still fresh; less than nothing: for how many it has been stale.
+    pub fresh_for: i64,
+    /// For how many seconds after that it may be served while it is fetched again.
+    pub while_revalidate: u64,
+    /// For how many seconds after that it may be served where the origin fails.
+    pub if_error: u64,
+    /// When it was asked for, in milliseconds since 1970.
+    pub asked: u64,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Fields of requests by which there may be others.
+    pub vary: Vec<String>,
+}

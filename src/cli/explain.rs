@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{ConfigArgs, Exit, print, print_problems};
 use crate::config;
-use crate::explain::{Question, explain};
+use crate::explain::{Question, ResponseAsked, explain};
 use crate::memory::Memory;
 use crate::reload::{Known, build};
 use crate::request::Moment;
@@ -29,6 +29,12 @@ pub struct Explain {
     /// A request body, for rules that look at it
     #[arg(long, short = 'd', value_name = "TEXT")]
     data: Option<String>,
+    /// A header of the origin's response, as in curl; may be given several times: may the cache store it?
+    #[arg(long, value_name = "K: V", value_parser = header)]
+    response: Vec<(String, String)>,
+    /// The status of the origin's response
+    #[arg(long, value_name = "N")]
+    response_status: Option<u16>,
     /// Take this region for unreachable; may be given several times
     #[arg(long, value_name = "REGION")]
     down: Vec<String>,
@@ -46,7 +52,7 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 impl Explain {
     pub fn run(self) -> anyhow::Result<Exit> {
-        let Self { config, ip, method, headers, data, down, json, url } = self;
+        let Self { config, ip, method, headers, data, response, response_status, down, json, url } = self;
         let paths = config.paths();
         // With `secret` in the configuration cookies that a running process signed can be understood.
         let secret = config::load(&paths).ok().and_then(|loaded| loaded.config.secret);
@@ -63,7 +69,9 @@ impl Explain {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let resolver = Resolver::new(built.config.resolver.servers.iter().map(|a| a.0).collect());
         runtime.block_on(resolver.resolve_new(&memory.upstreams()));
-        let question = Question { ip, method, url, headers, body: data, down };
+        let told = response_status.is_some() || !response.is_empty();
+        let response = told.then(|| ResponseAsked { status: response_status.unwrap_or(200), headers: response });
+        let question = Question { ip, method, url, headers, body: data, down, response };
         match explain(&built.snapshot, &question, Moment::default()) {
             Ok(explanation) if json => print(&serde_json::to_string_pretty(&explanation)?),
             Ok(explanation) => print(explanation.to_string().trim_end()),

@@ -1,5 +1,6 @@
 //! The command line: one file per command, each a call into the library.
 
+mod cache;
 mod check;
 mod client;
 mod demo;
@@ -73,6 +74,8 @@ enum Command {
     Reload(client::AdminArgs),
     /// Take a region out of a running process, and bring it back
     Region(region::RegionCommand),
+    /// Purge what a running process has stored
+    Cache(cache::CacheCommand),
     /// Show who is near a limit or refused for a time, and let somebody begin anew
     Limits(limits::LimitsCommand),
 }
@@ -128,6 +131,7 @@ fn command() -> anyhow::Result<Exit> {
         Command::Status(status) => status.run(),
         Command::Reload(admin) => reload::run(&admin),
         Command::Region(region) => region.run(),
+        Command::Cache(cache) => cache.run(),
         Command::Limits(limits) => limits.run(),
     }
 }

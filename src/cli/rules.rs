@@ -185,5 +185,6 @@ fn from_har(entry: &Json, ip: IpAddr) -> Option<Question> {
         headers: headers.collect(),
         body: request.get("postData").and_then(|p| text(p, "text")),
         down: Vec::new(),
+        response: None,
     })
 }

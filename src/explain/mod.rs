@@ -1,6 +1,7 @@
 //! What would happen to a request, step by step and why. It asks the same [`decide`] and the same
 //! [`Plan`](crate::upstream::Plan) as traffic does, only with [`Mode::Peek`]: nothing is counted or spent.
 
+mod cache;
 mod question;
 mod regions;
 mod rules;
@@ -10,7 +11,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-pub use question::{Asked, Question};
+pub use cache::{CacheSeen, stored};
+pub use question::{Asked, Question, ResponseAsked};
 use regions::{moved, regions};
 pub use rules::{Firewall, LimitSeen, OperandSeen, RuleSeen, Transformed};
 use rules::{conditions, firewall, limits, transformed};
@@ -44,6 +46,8 @@ pub struct Explanation {
     pub firewall: Firewall,
     /// What limits made of it; nothing is spent by asking.
     pub limits: Vec<LimitSeen>,
+    /// What the cache makes of it, if it is asked.
+    pub cache: Option<CacheSeen>,
     /// What transforms change, if anything.
     pub transforms: Option<Transformed>,
     /// Candidate regions in order, each with the reason for its place.
@@ -229,6 +233,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
     let conditions = conditions(snapshot, &facts, &decision, now);
     let firewall = firewall(snapshot, &facts, &decision, now);
     let limits = limits(snapshot, &facts, &decision, now);
+    let cache = cache::cache(snapshot, &facts, &parsed, &decision);
     let transforms = transformed(snapshot, &decision);
     let elsewhere = decision.header.as_ref().and_then(|h| h.to_str().ok()).map(|to| snapshot.secrets.hide(to));
     let elsewhere = elsewhere.as_deref();
@@ -241,6 +246,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now: Moment) -> Result<
         class: decision.route.and_then(|_| class(snapshot, decision.class)),
         firewall,
         limits,
+        cache,
         transforms,
         regions: Vec::new(),
         moved: None,

@@ -28,6 +28,25 @@ pub struct Question {
     /// Regions to take for unreachable.
     #[serde(default)]
     pub down: Vec<String>,
+    /// What the origin would answer: may it be stored?
+    #[serde(default)]
+    pub response: Option<ResponseAsked>,
+}
+
+/// A response that is asked about.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResponseAsked {
+    /// The status.
+    #[serde(default = "ok")]
+    pub status: u16,
+    /// Headers as name and value.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+fn ok() -> u16 {
+    200
 }
 
 fn get() -> String {
@@ -45,6 +64,18 @@ pub struct Asked {
     tls: bool,
     headers: HeaderMap,
     body: Option<Vec<u8>>,
+    /// A response to it: status and headers.
+    pub response: Option<(u16, HeaderMap)>,
+}
+
+fn headers(all: &[(String, String)]) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in all {
+        let name: HeaderName = name.parse().map_err(|_| format!("`{name}` is no header name"))?;
+        let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| format!("the value of `{name}` cannot be sent"))?;
+        headers.append(name, value);
+    }
+    Ok(headers)
 }
 
 impl Asked {
@@ -53,12 +84,8 @@ impl Asked {
         let method = question.method.parse::<Method>().map_err(|_| format!("`{}` is no method", question.method))?;
         let url = question.url.split('#').next().unwrap_or_default();
         let uri = url.parse::<http::Uri>().map_err(|e| format!("`{}` is no URL: {e}", question.url))?;
-        let mut headers = HeaderMap::new();
-        for (name, value) in &question.headers {
-            let name: HeaderName = name.parse().map_err(|_| format!("`{name}` is no header name"))?;
-            let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| format!("the value of `{name}` cannot be sent"))?;
-            headers.append(name, value);
-        }
+        let response = question.response.as_ref().map(|r| Ok::<_, String>((r.status, self::headers(&r.headers)?))).transpose()?;
+        let mut headers = headers(&question.headers)?;
         let host = match (uri.authority(), headers.get(http::header::HOST)) {
             (_, Some(host)) => host.to_str().unwrap_or_default().to_owned(),
             (Some(authority), None) => authority.to_string(),
@@ -70,7 +97,7 @@ impl Asked {
             headers.entry(http::header::CONTENT_LENGTH).or_insert(HeaderValue::from(body.len()));
         }
         let query = uri.query().map(str::to_owned);
-        Ok(Self { method, host, path, query, tls: uri.scheme_str() == Some("https"), headers, body })
+        Ok(Self { method, host, path, query, tls: uri.scheme_str() == Some("https"), headers, body, response })
     }
 
     /// As decisions read it. Of the body at most `limit` bytes.

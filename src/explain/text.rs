@@ -3,7 +3,8 @@
 use std::fmt::{self, Write};
 
 use super::{
-    AttemptSeen, Explanation, Firewall, LimitSeen, MovedFrom, OperandSeen, PatienceSeen, RequestSeen, RuleSeen, Transformed,
+    AttemptSeen, CacheSeen, Explanation, Firewall, LimitSeen, MovedFrom, OperandSeen, PatienceSeen, RequestSeen, RuleSeen,
+    Transformed,
 };
 
 impl fmt::Display for Explanation {
@@ -59,6 +60,18 @@ impl fmt::Display for Explanation {
         }
         if let Some(found) = managed {
             row("managed", found, "")?;
+        }
+        if let Some(CacheSeen { outcome, key, rules, response, stored, lookup: _ }) = &self.cache {
+            let key = key.as_ref().map(|key| format!("key {key}")).unwrap_or_default();
+            row("cache", outcome, &key)?;
+            if !rules.is_empty() {
+                row("", &format!("  rules that apply: {}", rules.join(", ")), "")?;
+            }
+            for (label, lines) in [("response", response), ("stored", stored)] {
+                for (i, line) in lines.iter().enumerate() {
+                    row(if i == 0 { label } else { "" }, line, "")?;
+                }
+            }
         }
         if let Some(Transformed { target, headers }) = &self.transforms {
             let target = target.as_ref().map(|t| format!("the origin gets {t}"));

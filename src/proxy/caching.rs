@@ -44,6 +44,12 @@ pub struct Caching {
     waiting: Option<Waiting>,
     /// Something is stored, if for other requests.
     found: bool,
+    /// What it is answered with is still coming.
+    pub partial: bool,
+    /// Its response is on its way into the store.
+    filling: bool,
+    /// It was not looked up: its response was not stored the last time.
+    bypassed: bool,
     /// What is stored is not fresh enough for this request.
     too_old: bool,
     /// The 304 that says that what is stored still holds.
@@ -77,6 +83,9 @@ impl Caching {
             asked: now,
             waiting: None,
             found: false,
+            partial: false,
+            filling: false,
+            bypassed: false,
             too_old: false,
             validated: None,
             own: Vec::new(),
@@ -86,8 +95,9 @@ impl Caching {
         }
     }
 
-    /// An attempt is sent.
-    pub fn sent(&mut self) {
+    /// An attempt is sent. `bypassed`: its response was not stored the last time, so nobody waited for it.
+    pub fn sent(&mut self, bypassed: bool) {
+        self.bypassed |= bypassed;
         self.asked = SystemTime::now();
         self.waiting = None;
     }
@@ -101,7 +111,7 @@ fn lookup(ctx: &Context) -> Option<&Lookup> {
 /// Lets the engine look the request up, if it may be.
 pub fn begin(session: &mut Session, ctx: &mut Context, store: &'static Store) {
     let Some(lookup) = lookup(ctx) else { return };
-    if lookup.no_store {
+    if lookup.no_store || !ctx.live.snapshot.cache.known.ready.load(Ordering::Relaxed) {
         return;
     }
     let total = ctx.route().map_or(LAST_WAIT, |route| route.timeouts.total) + LAST_WAIT;
@@ -157,11 +167,19 @@ pub fn variant(meta: &CacheMeta, ctx: &mut Context, request: &RequestHeader) -> 
 /// May what was found be used?
 pub fn hit(meta: &CacheMeta, handler: &HitHandler, fresh: bool, session: &Session, ctx: &mut Context) -> Option<ForcedFreshness> {
     let hit = handler.as_any().downcast_ref::<Hit>()?;
+    if let Some(caching) = &mut ctx.caching {
+        caching.partial = hit.is_partial();
+    }
     let head = hit.head();
     let asked = head.noted.asked;
     let known = &ctx.live.snapshot.cache.known;
     match known.purges.check(head.url(), head.tags(), asked) {
-        Some(Purged::Gone) => return Some(ForcedFreshness::ForceMiss),
+        Some(Purged::Gone) => {
+            if let Some(caching) = &mut ctx.caching {
+                caching.found = false;
+            }
+            return Some(ForcedFreshness::ForceMiss);
+        }
         Some(Purged::Stale(since)) if since < meta.fresh_until() => {
             return Some(ForcedFreshness::ForceExpiredServeStale { expired_at: Some(since) });
         }
@@ -260,6 +278,7 @@ pub fn store(session: &Session, response: &ResponseHeader, ctx: &mut Context, st
     let mut meta = CacheMeta::new(lease.fresh_until, now, seconds(lease.while_revalidate), seconds(lease.if_error), header);
     meta.set_epoch_override(lease.epoch);
     meta.extensions_mut().insert(noted);
+    caching.filling = true;
     Ok(RespCacheable::Cacheable(meta))
 }
 
@@ -300,6 +319,13 @@ pub fn may_be_stale(ctx: &mut Context, error: Option<&Error>) -> bool {
     }
     caching.fails = true;
     true
+}
+
+/// A response that was on its way into the store is given up for another: the engine takes only one.
+pub fn give_up(session: &mut Session, ctx: &mut Context) {
+    if ctx.caching.as_mut().is_some_and(|caching| std::mem::take(&mut caching.filling)) && session.cache.enabled() {
+        session.cache.disable(NoCacheReason::UpstreamError);
+    }
 }
 
 /// After an unsafe request what it changed is not what is stored any more (RFC 9111, section 4.4).
@@ -357,9 +383,11 @@ fn status(session: &Session, ctx: &Context) -> Option<Status> {
         _ if caching.too_old => Status::Request,
         CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_) => Status::Revalidated,
         CachePhase::Expired => Status::Expired,
-        CachePhase::Bypass => Status::Bypass,
+        _ if caching.bypassed => Status::Bypass,
         _ if caching.found => Status::VaryMiss,
-        CachePhase::Miss | CachePhase::Disabled(_) | CachePhase::Uninit | CachePhase::CacheKey => Status::Miss,
+        CachePhase::Miss | CachePhase::Bypass | CachePhase::Disabled(_) | CachePhase::Uninit | CachePhase::CacheKey => {
+            Status::Miss
+        }
     })
 }
 

@@ -320,7 +320,7 @@ impl ProxyHttp for Edge {
 
     async fn upstream_request_filter(&self, session: &mut Session, request: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
         if let Some(caching) = &mut ctx.caching {
-            caching.sent();
+            caching.sent(session.cache.bypassing());
         }
         headers::to_origin(session, request, ctx)
     }
@@ -407,7 +407,7 @@ impl ProxyHttp for Edge {
         caching::tell(session, response, ctx)?;
         headers::set_cookies(session, response, ctx)?;
         headers::to_client(session, response, ctx)?;
-        stream::keep_date(session, response);
+        stream::tell(session, response, ctx.caching.as_ref().is_some_and(|caching| caching.partial));
         Ok(())
     }
 
@@ -460,6 +460,9 @@ impl ProxyHttp for Edge {
             }
             (_, false, _) | (None, _, _) => false,
         };
+        if again {
+            caching::give_up(session, ctx);
+        }
         e.set_retry(again);
         e
     }

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::clock;
 use super::edge::{Context, REQUEST_ID};
 use super::facts::{Given, cookie, facts, host, peer};
+use crate::cache::UNKEYED;
 use crate::decide::{Changes, WROTE, responded};
 use crate::regions::Affinity;
 use crate::regions::steering::Why;
@@ -37,6 +38,13 @@ pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Conte
         request.headers.keys().filter(|name| pass(name.as_str(), header.as_str(), trusted) == Pass::Drop).cloned().collect();
     for name in &dropped {
         request.remove_header(name);
+    }
+
+    if let Some(lookup) = &decision.cache {
+        let keyed = ctx.live.snapshot.cache.policy(&lookup.applied).key.map(|parts| &*parts.headers).unwrap_or_default();
+        for name in UNKEYED.iter().filter(|name| keyed.iter().all(|keyed| keyed != *name)) {
+            request.remove_header(*name);
+        }
     }
 
     let peer = peer(session).to_canonical();

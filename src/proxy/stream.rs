@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::SystemTime;
 
@@ -37,8 +38,8 @@ pub struct ClientStream {
     peeked: BytesMut,
     socket: Arc<SocketDigest>,
     established: SystemTime,
-    dates: Dates,
-    /// Tells the hooks of `dates`.
+    wishes: Arc<Wishes>,
+    /// Tells the hooks of `wishes`.
     proxied: Option<Arc<ProxyDigest>>,
     /// The date to be written, and where in what is written next it begins, or began.
     date: Option<(isize, Date)>,
@@ -50,23 +51,29 @@ pub struct ClientStream {
 /// A date as responses have it (RFC 9110, section 5.6.7): as long as every other.
 type Date = [u8; 29];
 
-/// The `Date` of the response that is written next. Pingora would write the time at which it passes through, but it
-/// is the origin's, and a stored response keeps the one it was made at (RFC 9110, section 6.6.1; RFC 9111, section 5.1).
-#[derive(Debug, Clone, Default)]
-struct Dates(Arc<Mutex<Option<Date>>>);
+/// What the hooks tell the connection of the response that is written next.
+#[derive(Debug, Default)]
+struct Wishes {
+    /// Its `Date`. Pingora would write the time at which it passes through, but it is the origin's, and a stored response
+    /// keeps the one it was made at (RFC 9110, section 6.6.1; RFC 9111, section 5.1).
+    date: Mutex<Option<Date>>,
+    /// Nothing of it waits in the buffer: there may be a while before the next of it comes.
+    eager: AtomicBool,
+}
 
-/// Keeps the date that a response has. Over HTTP/2 there is no way to.
-pub fn keep_date(session: &Session, response: &ResponseHeader) {
-    let date = response.headers.get(header::DATE).and_then(|date| Date::try_from(date.as_bytes()).ok());
-    // Another form, or none: it gets a new one.
-    let Some(date) = date.filter(|date| date.ends_with(b" GMT")) else { return };
+/// Tells the connection of a response: it keeps its date, and `eager` ones are not buffered. HTTP/2 has its own buffers,
+/// and no way to keep the date.
+pub fn tell(session: &Session, response: &ResponseHeader, eager: bool) {
     if session.as_downstream().is_http2() {
         return;
     }
     let digest = session.digest().and_then(|digest| digest.proxy_digest.as_ref());
-    if let Some(dates) = digest.and_then(|digest| digest.user_data.as_ref()?.downcast_ref::<Dates>()) {
-        *dates.0.lock() = Some(date);
-    }
+    let wishes = digest.and_then(|digest| digest.user_data.as_ref()?.downcast_ref::<Arc<Wishes>>());
+    let Some(wishes) = wishes else { return };
+    wishes.eager.store(eager, Ordering::Relaxed);
+    let date = response.headers.get(header::DATE).and_then(|date| Date::try_from(date.as_bytes()).ok());
+    // In another form, or none: it gets a new one.
+    *wishes.date.lock() = date.filter(|date| date.ends_with(b" GMT"));
 }
 
 /// Where the value of `Date` begins in a response's head.
@@ -86,16 +93,16 @@ impl ClientStream {
         let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
         // Setting a fresh cell cannot fail.
         let _ = socket.peer_addr.set(Some(peer.into()));
-        let dates = Dates::default();
+        let wishes = Arc::<Wishes>::default();
         // It is the one digest that carries something of ours; the response in it is nobody's.
         let nothing = ResponseHeader::build_no_case(200, Some(0)).ok();
-        let proxied = nothing.map(|nothing| Arc::new(ProxyDigest::new(Box::new(nothing), Some(Box::new(dates.clone())))));
+        let proxied = nothing.map(|nothing| Arc::new(ProxyDigest::new(Box::new(nothing), Some(Box::new(wishes.clone())))));
         Self {
             io: BufWriter::with_capacity(WRITE_BUFFER, tcp),
             peeked: BytesMut::new(),
             socket: Arc::new(socket),
             established: SystemTime::now(),
-            dates,
+            wishes,
             proxied,
             date: None,
             patched: Vec::new(),
@@ -118,6 +125,12 @@ impl ClientStream {
 
 impl AsyncRead for ClientStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // Whoever listens has said what there is to say for now: the client gets it. (Of a response that comes out of the
+        // store while it goes into it Pingora leaves that to the end.)
+        if !self.io.buffer().is_empty() {
+            // An error is told to whoever writes next.
+            let _ = Pin::new(&mut self.io).poll_flush(cx);
+        }
         if self.peeked.is_empty() {
             return Pin::new(self.io.get_mut()).poll_read(cx, buf);
         }
@@ -132,9 +145,15 @@ impl AsyncWrite for ClientStream {
         let this = &mut *self;
         if this.date.is_none() && buf.starts_with(b"HTTP/1.") {
             let place = place_of_date(buf);
-            this.date = place.and_then(|place| Some((place, this.dates.0.lock().take()?)));
+            this.date = place.and_then(|place| Some((place, this.wishes.date.lock().take()?)));
         }
-        let Some((place, date)) = this.date else { return Pin::new(&mut this.io).poll_write(cx, buf) };
+        let Some((place, date)) = this.date else {
+            if !this.wishes.eager.load(Ordering::Relaxed) {
+                return Pin::new(&mut this.io).poll_write(cx, buf);
+            }
+            ready!(Pin::new(&mut this.io).poll_flush(cx))?;
+            return Pin::new(this.io.get_mut()).poll_write(cx, buf);
+        };
         this.patched.clear();
         this.patched.extend_from_slice(buf);
         for (at, byte) in (place..).zip(date) {

@@ -94,6 +94,8 @@ pub struct Boot {
     pub cluster: Option<config::Cluster>,
     /// `limits.memory`.
     pub limits_memory: config::units::Size,
+    /// `cache.disk`.
+    pub cache_disk: Option<config::Disk>,
 }
 
 #[derive(Debug)]
@@ -125,6 +127,7 @@ impl Boot {
             secret: config.secret.clone(),
             cluster: config.cluster.clone(),
             limits_memory: config.limits.settings().memory,
+            cache_disk: config.cache.disk.clone(),
         }
     }
 }
@@ -204,6 +207,7 @@ impl Reloader {
         }
         let live = Arc::new(Live::new(build.snapshot, &self.state.metrics));
         self.state.live.store(live.clone());
+        self.state.store.resize(build.config.cache.memory.0);
         // From here on nothing can fail.
         self.state.metrics.tidy(&old, &live);
         drop(old);
@@ -223,7 +227,7 @@ impl Reloader {
 
     /// Boot settings that differ from those the process runs with.
     fn refused(&self, config: &Config) -> Vec<Problem> {
-        let Boot { listeners, admin, resolver, state_dir, secret, cluster, limits_memory } = &self.boot;
+        let Boot { listeners, admin, resolver, state_dir, secret, cluster, limits_memory, cache_disk } = &self.boot;
         let mut refused = Vec::new();
         for (key, same) in [
             ("listeners", *listeners == config.listeners),
@@ -233,6 +237,7 @@ impl Reloader {
             ("secret", *secret == config.secret),
             ("cluster", *cluster == config.cluster),
             ("limits.memory", *limits_memory == config.limits.settings().memory),
+            ("cache.disk", *cache_disk == config.cache.disk),
         ] {
             if !same {
                 let at = KeyPath(key.split('.').map(str::to_owned).collect());

@@ -8,6 +8,7 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod cache;
 mod challenge;
 mod cluster;
 mod explained;

@@ -467,7 +467,9 @@ impl Disk {
     fn more(&self, spooling: &mut Spooling, fill: &Fill, bytes: &Bytes) -> io::Result<()> {
         let needed = spooling.written + bytes.len() as u64;
         if needed > spooling.held {
-            let held = needed.next_multiple_of(STEP);
+            // All that was promised at once, or else in steps.
+            let promised = fill.head.length().filter(|length| *length >= needed);
+            let held = promised.unwrap_or_else(|| needed.next_multiple_of(STEP)).next_multiple_of(BLOCK);
             if !self.hold(fill.id, spooling.held, held) {
                 return Err(io::Error::new(io::ErrorKind::StorageFull, "there is no room for it"));
             }

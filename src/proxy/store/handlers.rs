@@ -196,6 +196,11 @@ impl Hit {
         }
     }
 
+    /// Is it still coming?
+    pub fn is_partial(&self) -> bool {
+        matches!(self.source, Source::Along(_))
+    }
+
     fn length(&self) -> Option<u64> {
         match &self.source {
             Source::Memory(object) | Source::Disk { object, .. } => Some(object.body.len()),

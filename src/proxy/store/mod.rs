@@ -26,8 +26,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora::cache::lock::CacheLock;
-use pingora::cache::predictor::Predictor;
-use pingora::cache::{CacheMeta, set_compression_dict_content};
+use pingora::cache::predictor::{CacheablePredictor, Predictor};
+use pingora::cache::{CacheKey, CacheMeta, set_compression_dict_content};
 use pingora::http::ResponseHeader;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
@@ -35,7 +35,9 @@ use rustc_hash::FxHashMap;
 
 use super::caching;
 use crate::cache::Known;
+use crate::cache::key::Key;
 use crate::cache::purge::Purge;
+use crate::cache::status::StoredNow;
 use disk::{Disk, SlotHash};
 use fill::{Fill, Outcome};
 pub use handlers::Hit;
@@ -54,7 +56,7 @@ Expires: Tue, 02 Jan 2024 00:00:00 GMT\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\
 const LONGEST_FETCH: Duration = Duration::from_secs(300);
 /// So many keys, in each of 16 parts, are remembered as not stored.
 const UNCACHEABLE: usize = 4096;
-/// Shards of the memory tier.
+/// Parts of the table of responses on their way.
 const SHARDS: usize = 16;
 /// Where there is a disk, longer bodies live there.
 const SHORT: u64 = 1 << 20;
@@ -152,10 +154,11 @@ impl Store {
             known.purges.apply(&purges);
             journal = Some(opened);
         }
+        let parts = parts(settings.memory);
         let options = OptionsBuilder::new()
-            .shards(SHARDS)
+            .shards(parts)
             .estimated_items_capacity(
-                usize::try_from(settings.memory / (8 << 10)).unwrap_or(usize::MAX).clamp(32 * SHARDS, 1 << 20),
+                usize::try_from(settings.memory / (8 << 10)).unwrap_or(usize::MAX).clamp(32 * parts, 1 << 20),
             )
             .weight_capacity(for_objects(settings.memory))
             .build()
@@ -228,10 +231,27 @@ impl Store {
         }
     }
 
-    /// Is it stored, and what is known of it? In memory only, as a question that changes nothing.
-    pub fn peek(&self, slot: u128, primary: &[u8]) -> Option<CacheMeta> {
-        let object = self.memory.peek(&slot).filter(|object| *object.head.primary == *primary)?;
-        object.head.meta(&EMPTY).ok()
+    /// What is stored under a key; a question that changes nothing. Of several variants one. May block on disk.
+    pub fn peek(&self, key: &Key) -> Option<StoredNow> {
+        let own = |head: &Head| *head.primary == *key.primary;
+        let in_memory = self.memory.peek(&key.hash).filter(|object| own(&object.head));
+        match in_memory {
+            Some(object) => {
+                let tier = if matches!(object.body, Body::Disk(_)) { "disk" } else { "memory" };
+                object.head.now(tier, object.body.len())
+            }
+            None => {
+                let (head, stored) = self.disk.as_ref()?.get(key.hash)?;
+                head.now("disk", stored.len).filter(|_| own(&head))
+            }
+        }
+    }
+
+    /// Why the last response under a key was not stored, if it was not.
+    pub fn unstored(&self, key: &Key) -> Option<&'static str> {
+        let mut engine = CacheKey::new(key.primary.clone(), "");
+        engine.set_primary_bin_override(key.hash.to_be_bytes());
+        self.predictor.predicted_uncacheable_reason(&engine).map(|reason| reason.as_str())
     }
 
     fn fills(&self, slot: u128) -> &Mutex<Fills> {
@@ -242,8 +262,8 @@ impl Store {
     /// The longest body that stays in memory.
     fn longest(&self) -> u64 {
         let room = self.room.load(Ordering::Relaxed);
-        // A shard's part must hold it, and more than it alone.
-        let part = room / SHARDS as u64 / 2;
+        // A part must hold it, and more than it alone.
+        let part = for_objects(room) / self.memory.num_shards() as u64 / 2;
         if self.disk.is_some() { SHORT.min(part) } else { part }
     }
 
@@ -359,6 +379,12 @@ impl Store {
     fn put(&self, slot: u128, object: Object) {
         self.memory.insert(slot, Arc::new(object));
     }
+}
+
+/// Into how many parts memory is divided, each with a lock of its own; a small one into fewer, for no object is longer
+/// than its part.
+fn parts(memory: u64) -> usize {
+    if memory < 256 << 20 { 4 } else { 16 }
 }
 
 /// What of the memory is for objects; the rest is for responses on their way.

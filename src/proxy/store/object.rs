@@ -10,6 +10,8 @@ use pingora::cache::CacheMeta;
 use pingora::http::ResponseHeader;
 
 use crate::cache::key::Key;
+use crate::cache::status::StoredNow;
+use crate::cache::vary;
 
 /// What an object costs beside its headers and its body: the structures themselves.
 const OVERHEAD: usize = 600;
@@ -110,6 +112,28 @@ impl Head {
     /// Tags.
     pub fn tags(&self) -> impl Iterator<Item = &str> {
         self.noted.tags.lines()
+    }
+
+    /// What it is at this moment.
+    pub fn now(&self, tier: &'static str, bytes: u64) -> Option<StoredNow> {
+        let meta = self.meta(&super::EMPTY).ok()?;
+        let now = SystemTime::now();
+        let seconds = |span: std::time::Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
+        Some(StoredNow {
+            tier,
+            status: meta.response_header().status.as_u16(),
+            bytes,
+            age: meta.age().as_secs(),
+            fresh_for: match meta.fresh_until().duration_since(now) {
+                Ok(left) => seconds(left),
+                Err(over) => -seconds(over.duration()),
+            },
+            while_revalidate: meta.stale_while_revalidate_sec().into(),
+            if_error: meta.stale_if_error_sec().into(),
+            asked: self.noted.asked,
+            tags: self.tags().map(str::to_owned).collect(),
+            vary: vary::fields(meta.headers()).iter().map(ToString::to_string).collect(),
+        })
     }
 
     /// Bytes of memory.

@@ -11,6 +11,7 @@
 
 mod counts;
 mod orders;
+pub mod purges;
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
@@ -32,6 +33,7 @@ use crate::limits::quota::{Quota, Used};
 use crate::limits::table::Handle;
 use crate::limits::{Question, Shared};
 use crate::proxy::clock;
+use crate::request::Moment;
 use crate::state::State;
 
 /// A request waits for Redis for at most this long, and only under `consistency: strict`.
@@ -44,6 +46,9 @@ const OPEN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is asked whether Redis is there.
 const PING: Duration = Duration::from_millis(500);
+/// A process that begins does not answer from its cache before it knows what other nodes purged, unless nobody can
+/// tell it for so long.
+const UNPURGED: Duration = Duration::from_secs(10);
 /// Pauses before connecting again.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -69,6 +74,10 @@ pub struct Cluster {
     met: Event,
     /// Up to where orders were read.
     read: Mutex<orders::Read>,
+    /// Purges of this node and of others.
+    purges: Mutex<purges::Told>,
+    /// Something was purged here.
+    purged: Event,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -117,6 +126,8 @@ impl Cluster {
             anew: Mutex::default(),
             met: Event::new(),
             read: Mutex::default(),
+            purges: Mutex::default(),
+            purged: Event::new(),
         })
     }
 
@@ -165,6 +176,9 @@ impl Cluster {
             if !std::mem::replace(&mut said, true) {
                 tracing::warn!(%error, "the cluster's Redis cannot be reached; this node counts for itself until it can");
             }
+            if clock::now().since(Moment::default()) > UNPURGED && !state.memory.cache.ready.swap(true, Relaxed) {
+                tracing::warn!("the cache serves what it has, without knowing what other nodes purged while this one was away");
+            }
             sleep(pause.mul_f32(0.5 + fastrand::f32())).await;
             pause = (pause * 2).min(PAUSES.1);
         }
@@ -189,6 +203,7 @@ impl Cluster {
         heard.subscribe(&[self.everybody(), self.only(&self.node)]).await?;
         self.meet_again(state);
         self.catch_up(state, &mut blocking).await?;
+        state.memory.cache.ready.store(true, Relaxed);
         let strict = connect().await?;
         self.strict.store(Some(Arc::new(strict.clone())));
         let (sink, heard) = heard.split();
@@ -199,6 +214,7 @@ impl Cluster {
             ended = self.listen(state, heard) => ended,
             ended = self.follow(state, blocking) => ended,
             ended = self.tell_orders(state, connection.clone()) => ended,
+            ended = self.tell_purges(connection.clone()) => ended,
             ended = self.watch(state, [connection, strict], sink) => ended,
         }
     }
@@ -245,6 +261,8 @@ impl Cluster {
             for connection in &mut connections {
                 redis::cmd("PING").query_async::<()>(connection).await?;
             }
+            let [connection, _] = &mut connections;
+            self.show(connection).await?;
             timeout(PATIENCE, heard.ping::<redis::Value>()).await.map_err(std::io::Error::from)??;
             self.set_connected(state, true);
             sleep(PING).await;

@@ -1,4 +1,4 @@
-//! Orders for regions reach every node: by a stream, so that one that was away reads what it missed.
+//! Orders for regions, and purges, reach every node: by a stream, so that one that was away reads what it missed.
 //!
 //! Every order carries the time at which it was given, and the latest for a region holds, however often and in which
 //! order they arrive. A node that knows a later one than the stream (it was cut off, or Redis forgot) tells it again.
@@ -13,14 +13,17 @@ use redis::{RedisResult, Value};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::Cluster;
+use super::{Cluster, purges};
+use crate::cache::purge::Purge;
 use crate::orders::{Given, Stamped};
 use crate::state::State;
 
 /// A read waits for so long.
 pub(super) const BLOCK: Duration = Duration::from_secs(2);
-/// Orders that the stream keeps, about.
-const KEPT: usize = 1_000;
+/// Entries that the stream keeps, about.
+pub(super) const KEPT: usize = 10_000;
+/// After so many entries an order is told again, before it falls out of the stream.
+const AGAIN: u64 = KEPT as u64 / 2;
 /// How often it is looked whether Redis forgot them.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -28,8 +31,10 @@ const LOOK: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Read {
     last: Option<String>,
-    /// The last order for each region that stands in it.
-    given: HashMap<String, Given>,
+    /// Entries that were read.
+    entries: u64,
+    /// The last order for each region that stands in it, and as which entry.
+    given: HashMap<String, (Given, u64)>,
     /// The regions that this node had when it began to read.
     regions: Vec<Arc<str>>,
 }
@@ -37,9 +42,27 @@ pub(super) struct Read {
 /// What stands in the stream. What is unknown is left to nodes that know it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-enum Event {
+pub(super) enum Event {
     /// An order for a region.
     Region(Stamped),
+    /// Purges.
+    Purges {
+        /// Where they were asked for.
+        node: String,
+        /// What.
+        purges: Vec<Purge>,
+    },
+}
+
+/// What was read: orders, and purges with their entries and nodes.
+#[derive(Debug, Default)]
+struct Batch {
+    orders: Vec<Stamped>,
+    purges: Vec<(String, String, Vec<Purge>)>,
+    /// Nothing was there.
+    empty: bool,
+    /// The first entry.
+    first: Option<String>,
 }
 
 /// An entry as Redis has it: its id, then names and values in turn.
@@ -55,12 +78,20 @@ impl Cluster {
         let regions = state.live.load().snapshot.regions.iter().map(|region| region.name.clone()).collect();
         *self.read.lock() = Read { regions, ..Read::default() };
         let mut last: HashMap<String, Stamped> = HashMap::new();
+        let len: usize = redis::cmd("XLEN").arg(self.stream()).query_async(connection).await?;
+        let mut begun = false;
         loop {
-            let orders = self.read(connection, None).await?;
-            if orders.is_empty() {
+            let Batch { orders, purges, empty, first } = self.read(connection, None).await?;
+            if empty {
                 break;
             }
-            for order in orders.into_iter().flatten() {
+            if !std::mem::replace(&mut begun, true)
+                && let Some(first) = first.as_deref().and_then(purges::id)
+            {
+                self.begins(state, first, len).await;
+            }
+            self.purged(state, connection, purges).await?;
+            for order in orders {
                 self.note(&order);
                 match last.get_mut(&order.region) {
                     Some(known) if known.given >= order.given => {}
@@ -77,8 +108,9 @@ impl Cluster {
     /// Reads on as orders come, until the connection ends.
     pub(super) async fn follow(&self, state: &Arc<State>, mut connection: MultiplexedConnection) -> RedisResult<Infallible> {
         loop {
-            let orders = self.read(&mut connection, Some(BLOCK)).await?;
-            self.apply(state, orders.into_iter().flatten().collect()).await;
+            let Batch { orders, purges, .. } = self.read(&mut connection, Some(BLOCK)).await?;
+            self.purged(state, &mut connection, purges).await?;
+            self.apply(state, orders).await;
             // A region that came with a reload may have had an order long ago.
             let now: Vec<_> = state.live.load().snapshot.regions.iter().map(|region| region.name.clone()).collect();
             if self.read.lock().regions != now {
@@ -95,8 +127,9 @@ impl Cluster {
     fn note(&self, order: &Stamped) {
         let mut read = self.read.lock();
         if read.given.len() < KEPT * 2 || read.given.contains_key(&order.region) {
+            let entries = read.entries;
             let known = read.given.entry(order.region.clone()).or_default();
-            *known = known.clone().max(order.given.clone());
+            *known = known.clone().max((order.given.clone(), entries));
         }
     }
 
@@ -115,8 +148,8 @@ impl Cluster {
         }
     }
 
-    /// Reads what comes next: an order for each entry that is one.
-    async fn read(&self, connection: &mut MultiplexedConnection, block: Option<Duration>) -> RedisResult<Vec<Option<Stamped>>> {
+    /// Reads what comes next.
+    async fn read(&self, connection: &mut MultiplexedConnection, block: Option<Duration>) -> RedisResult<Batch> {
         let last = self.read.lock().last.clone().unwrap_or_else(|| "0".to_owned());
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(100);
@@ -125,28 +158,29 @@ impl Cluster {
         }
         read.arg("STREAMS").arg(self.stream()).arg(last);
         let answer: Option<Vec<(String, Vec<Entry>)>> = read.query_async(connection).await?;
-        let mut orders = Vec::new();
+        let mut batch = Batch { empty: true, ..Batch::default() };
         for (id, fields) in answer.into_iter().flatten().flat_map(|(_, entries)| entries) {
             let text = fields.chunks(2).find_map(|pair| match pair {
                 [Value::BulkString(name), Value::BulkString(value)] if name == b"event" => Some(value),
                 _ => None,
             });
-            orders.push(match text.map(|text| serde_json::from_slice::<Event>(text)) {
+            batch.empty = false;
+            batch.first.get_or_insert_with(|| id.clone());
+            match text.map(|text| serde_json::from_slice::<Event>(text)) {
                 // It would hold for ever against all that follow.
                 Some(Ok(Event::Region(order))) if order.given.is_ahead() => {
                     tracing::warn!(region = order.region, "an order of another node is from the future, and is not carried out");
-                    None
                 }
-                Some(Ok(Event::Region(order))) => Some(order),
-                Some(Err(error)) => {
-                    tracing::debug!(%error, id, "an event of the cluster is not understood");
-                    None
-                }
-                None => None,
-            });
-            self.read.lock().last = Some(id);
+                Some(Ok(Event::Region(order))) => batch.orders.push(order),
+                Some(Ok(Event::Purges { node, purges })) => batch.purges.push((id.clone(), node, purges)),
+                Some(Err(error)) => tracing::debug!(%error, id, "an event of the cluster is not understood"),
+                None => {}
+            }
+            let mut read = self.read.lock();
+            read.last = Some(id);
+            read.entries += 1;
         }
-        Ok(orders)
+        Ok(batch)
     }
 
     /// Tells others of orders that the stream does not have, until the connection ends.
@@ -161,18 +195,29 @@ impl Cluster {
             let theirs = state.clone();
             let orders = tokio::task::spawn_blocking(move || theirs.orders.stamped(&theirs)).await.unwrap_or_default();
             for order in orders {
-                if self.read.lock().given.get(&order.region).is_some_and(|told| *told >= order.given) {
-                    continue;
+                {
+                    let read = self.read.lock();
+                    let told = read.given.get(&order.region);
+                    if told.is_some_and(|(told, at)| *told >= order.given && read.entries - at < AGAIN) {
+                        continue;
+                    }
                 }
                 let (region, given) = (order.region.clone(), order.given.clone());
-                let event = serde_json::to_string(&Event::Region(order)).map_err(std::io::Error::other)?;
-                let mut add = redis::cmd("XADD");
-                add.arg(self.stream()).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg("node").arg(&self.node);
-                add.arg("event").arg(event).query_async::<()>(&mut connection).await?;
-                self.read.lock().given.insert(region, given);
+                self.add(&mut connection, &Event::Region(order)).await?;
+                let mut read = self.read.lock();
+                let entries = read.entries;
+                read.given.insert(region, (given, entries));
             }
             // Wakes without a change only to look whether Redis forgot.
             let _ = timeout(LOOK, changed).await;
         }
+    }
+
+    /// Adds to the stream; where it stands there.
+    pub(super) async fn add(&self, connection: &mut MultiplexedConnection, event: &Event) -> RedisResult<String> {
+        let event = serde_json::to_string(event).map_err(std::io::Error::other)?;
+        let mut add = redis::cmd("XADD");
+        add.arg(self.stream()).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg("node").arg(&self.node);
+        add.arg("event").arg(event).query_async(connection).await
     }
 }
