@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::config::problem::ProblemJson;
 use crate::orders::Kept;
+use crate::proxy::store::Held;
 use crate::regions::endpoint::{Endpoint, describe};
 use crate::regions::{Region, Upstream};
 use crate::request::Moment;
@@ -23,6 +24,8 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Open client connections.
     pub connections: i64,
+    /// What the cache holds.
+    pub cache: Held,
     /// The cluster's Redis can be reached; nothing without a cluster.
     pub cluster_connected: Option<bool>,
     /// The configuration in force and how the last reload went.
@@ -136,6 +139,7 @@ impl Status {
             started: time(state.started),
             uptime_seconds: state.started.elapsed().unwrap_or_default().as_secs(),
             connections: state.metrics.connections.get(),
+            cache: state.store.held(),
             cluster_connected: state.cluster.as_ref().map(|cluster| cluster.is_connected()),
             config: ConfigStatus {
                 generation: reload.generation,

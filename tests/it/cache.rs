@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Barrier, Semaphore};
 
 use crate::harness::*;
+use crate::process::Program;
 
 /// A response with these headers and this body.
 fn with(headers: &str, body: &str) -> Act {
@@ -711,4 +712,136 @@ async fn the_disk_keeps_its_size() {
     let bytes: u64 = walk(&edge.path("cache")).iter().map(|path| path.metadata().unwrap().len()).sum();
     assert!(bytes <= 17 << 20, "{bytes}");
     assert!(edge.metric("portolan_cache_evicted_files_total").await > 0.0);
+}
+
+/// An origin whose bodies tell which path and which fetch they are of, from their first byte to their last.
+async fn telling() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let serial = Arc::new(AtomicUsize::new(0));
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let serial = serial.clone();
+            tokio::spawn(async move {
+                let mut buffer = Vec::new();
+                while let Some(head) = read_head(&mut stream, &mut buffer).await {
+                    let path = head.split(' ').nth(1).unwrap().to_owned();
+                    let n: usize = path.trim_start_matches('/').parse().unwrap();
+                    let word = format!("{path}#{};", serial.fetch_add(1, Ordering::SeqCst));
+                    // From some bytes to some megabytes.
+                    let body = word.repeat((100 << (n % 16)) / word.len() + 1);
+                    let head = match n % 3 {
+                        0 => format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len()),
+                        _ => format!("Content-Length: {}\r\n\r\n", body.len()),
+                    };
+                    let end = if n.is_multiple_of(3) { "\r\n0\r\n\r\n" } else { "" };
+                    let answer = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\n{head}{body}{end}");
+                    if stream.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Is it whole, of this path, and of one fetch?
+fn is_of_one(path: &str, response: &Response) -> bool {
+    let text = response.text();
+    let Some(word) = text.split_inclusive(';').next().filter(|word| word.starts_with(&format!("{path}#"))) else { return false };
+    response.complete && text.len().is_multiple_of(word.len()) && text == word.repeat(text.len() / word.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_the_middle_of_writes() {
+    const PATHS: usize = 48;
+    // More of them when it is tried for longer: PORTOLAN_KILLS=200 cargo test killed_in.
+    let kills: usize = std::env::var("PORTOLAN_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let origin = telling().await;
+    let yaml = at(origin, "cache: { memory: 16MiB, disk: { path: cache, size: 64MiB } }");
+    let mut program = Program::run(&yaml).await;
+    let mut hits = 0;
+    for _ in 0..kills {
+        let address = program.address;
+        let load: Vec<_> = (0..4)
+            .map(|_| {
+                tokio::spawn(async move {
+                    loop {
+                        let path = format!("/{}", fastrand::usize(..PATHS));
+                        // The last answers end with the process.
+                        let Ok(mut stream) = TcpStream::connect(address).await else { return };
+                        let request = format!("GET {path} HTTP/1.1\r\nHost: a.do\r\nConnection: close\r\n\r\n");
+                        let mut bytes = Vec::new();
+                        if stream.write_all(request.as_bytes()).await.is_err() || stream.read_to_end(&mut bytes).await.is_err() {
+                            return;
+                        }
+                        let response = parse(&bytes, false);
+                        assert!(!response.complete || response.status == 0 || is_of_one(&path, &response), "{path}");
+                    }
+                })
+            })
+            .collect();
+        tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(50..400))).await;
+        program.child.kill().unwrap();
+        program.child.wait().unwrap();
+        for task in load {
+            task.await.unwrap();
+        }
+        let dir = std::mem::replace(&mut program.dir, tempfile::TempDir::new().unwrap());
+        program = Program::start("run", dir, "portolan.yaml").await;
+        for n in 0..PATHS {
+            let path = format!("/{n}");
+            let response = send(program.address, "GET", &path, &[("Host", "a.do")], b"").await;
+            assert!(is_of_one(&path, &response), "{path}: {} {}", response.head, response.body.len());
+            hits += usize::from(said(&response).contains("hit"));
+        }
+    }
+    assert!(hits > 0, "what was whole survives");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_no_error() {
+    let long = "w".repeat(3 << 20);
+    let origin = Origin::always(with("Cache-Control: max-age=600", &long)).await;
+    let dir = tempfile::TempDir::new().unwrap();
+    let small = Mounted::tmpfs(&dir.path().join("cache"), "2m");
+    std::fs::write(dir.path().join("portolan.yaml"), whole(&on_disk(&origin, "64MiB"))).unwrap();
+    let edge = Portolan::in_dir(dir).await;
+    for path in ["/1", "/2", "/1"] {
+        let response = edge.get(path, &[]).await;
+        assert!(response.complete && response.body.len() == long.len(), "{}", response.head);
+    }
+    assert!(edge.metric("portolan_cache_disk_errors_total").await > 0.0);
+    // Memory alone goes on.
+    origin.becomes(with("Cache-Control: max-age=600", "short"));
+    edge.get("/short", &[]).await;
+    assert!(said(&edge.get("/short", &[]).await).contains("hit"));
+    let state = edge.state.clone();
+    tokio::task::spawn_blocking(move || state.store.close()).await.unwrap();
+    drop((edge, small));
+}
+
+/// A file system of a given size; dropping it takes it away.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn tmpfs(path: &std::path::Path, size: &str) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(path)
+            .status()
+            .unwrap();
+        assert!(mounted.success(), "mounting needs root, as the tests with network namespaces do");
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Files may still be open.
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

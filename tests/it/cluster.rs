@@ -519,3 +519,62 @@ async fn another_period_on_every_node() {
     left(&b, 58).await;
     assert_eq!(pass(&b, ip, 60).await, 59);
 }
+
+fn caching(origin: &Origin, redis: &Redis) -> String {
+    let yaml = yaml(origin, redis, "[]").replace("failover: [b] }", "failover: [b] }, cache: { enabled: true }");
+    format!("{yaml}cache: {{ memory: 4MiB, disk: {{ path: cache, size: 16MiB }} }}\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purges_reach_every_node() {
+    let body = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Length: 1\r\n\r\nx".to_vec();
+    let (origin, mut redis) = (Origin::always(Act::Send(body)).await, Redis::start().await);
+    let (a, b) = (Portolan::start(&caching(&origin, &redis)).await, Portolan::start(&caching(&origin, &redis)).await);
+    for node in [&a, &b] {
+        connected(node, true).await;
+    }
+    let is_hit =
+        async |node: &Portolan, path: &str| node.get(path, &[]).await.header("cache-status").unwrap_or("").contains("; hit");
+    let warm = async |node: &Portolan, path: &str| {
+        node.get(path, &[]).await;
+        assert!(is_hit(node, path).await, "{path}");
+    };
+    for node in [&a, &b] {
+        for path in ["/1", "/2", "/3"] {
+            warm(node, path).await;
+        }
+    }
+    let purged = a.order("/cache/purge", r#"{ "urls": ["localhost/1"] }"#).await.text();
+    let purged: serde_json::Value = serde_json::from_str(&purged).unwrap();
+    let nodes = purged["nodes"].as_array().unwrap();
+    assert!(nodes.len() == 2 && nodes.iter().all(|node| node["applied"] == true), "{purged}");
+    assert!(!is_hit(&b, "/1").await && is_hit(&b, "/2").await);
+    // A node that was away hears of it before it answers.
+    let state = b.state.clone();
+    tokio::task::spawn_blocking(move || state.store.close()).await.unwrap();
+    let dir = tempfile::TempDir::new().unwrap();
+    for name in ["portolan.yaml", "cache"] {
+        std::fs::rename(b.path(name), dir.path().join(name)).unwrap();
+    }
+    drop(b);
+    assert_eq!(a.order("/cache/purge", r#"{ "urls": ["localhost/2"] }"#).await.status, 200);
+    // Clocks may be some seconds apart, so what follows is asked for later than that; nothing is here.
+    let b = Portolan::in_dir(dir).await;
+    assert!(!is_hit(&b, "/2").await, "also in its first moment");
+    connected(&b, true).await;
+    assert!(is_hit(&b, "/3").await, "what was not purged is still there");
+    // While Redis is away a purge holds here, and elsewhere once it is back.
+    redis.kill();
+    connected(&a, false).await;
+    let told: serde_json::Value =
+        serde_json::from_str(&a.order("/cache/purge", r#"{ "hosts": ["localhost"] }"#).await.text()).unwrap();
+    assert_eq!(told["told_others"], false, "{told}");
+    assert!(!is_hit(&a, "/3").await);
+    redis.again().await;
+    b.until("the purge of the other node", |state| {
+        let known = &state.memory.cache.purges;
+        known.all().iter().any(|purge| matches!(&purge.what, portolan::cache::purge::What::Host(host) if host == "localhost"))
+    })
+    .await;
+    assert!(!is_hit(&b, "/3").await);
+}

@@ -86,8 +86,8 @@ impl Lifecycle<u128, Entry> for Evicted {
 enum Job {
     /// Writes a whole object.
     Keep(u128, Arc<Object>, OwnedSemaphorePermit),
-    /// Begins the file of a response on its way.
-    Begin(Arc<Fill>),
+    /// Begins the file of a response on its way, with what came of it so far.
+    Begin(Arc<Fill>, Vec<Bytes>),
     /// Appends to it.
     Append(Arc<Fill>, Bytes, OwnedSemaphorePermit),
     /// It is whole: the file gets its place, and somebody hears of it.
@@ -264,7 +264,7 @@ impl Disk {
 
     /// From now on the file takes what comes of a response.
     pub fn begin(&self, fill: &Arc<Fill>) -> bool {
-        self.works() && self.send(Job::Begin(fill.clone()))
+        self.works() && self.send(Job::Begin(fill.clone(), fill.so_far()))
     }
 
     /// More of a response; waits while too much waits to be written.
@@ -372,7 +372,7 @@ impl Disk {
                     }
                     drop(permit);
                 }
-                Job::Begin(fill) => match self.start(&fill) {
+                Job::Begin(fill, so_far) => match self.start(&fill, &so_far) {
                     Ok(spooling) => drop(open.insert(fill.id, spooling)),
                     Err(error) => self.lost(&fill, &error),
                 },
@@ -450,13 +450,14 @@ impl Disk {
         Ok(())
     }
 
-    fn start(&self, fill: &Arc<Fill>) -> io::Result<Spooling> {
+    fn start(&self, fill: &Arc<Fill>, so_far: &[Bytes]) -> io::Result<Spooling> {
         let path = self.unfinished(&format!("fill-{}", fill.id));
         let writing = Writing::begin(&path, &fill.head)?;
         let (file, start) = writing.reader()?;
         let mut spooling = Spooling { writing, path, held: 0, written: 0 };
-        for chunk in fill.spool(file, start) {
-            if let Err(error) = self.more(&mut spooling, fill, &chunk) {
+        fill.spool(file, start);
+        for chunk in so_far {
+            if let Err(error) = self.more(&mut spooling, fill, chunk) {
                 self.give_up(fill.id, Some(spooling));
                 return Err(error);
             }

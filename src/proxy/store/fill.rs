@@ -106,11 +106,14 @@ impl Fill {
         all
     }
 
-    /// From now on `file` takes it. What came so far.
-    pub fn spool(&self, file: File, start: u64) -> Vec<Bytes> {
-        let mut progress = self.progress.lock();
-        progress.spool = Some(Spool { file: Arc::new(file), start, written: 0 });
-        progress.chunks.iter().cloned().collect()
+    /// What came so far. Whoever lets a file take it asks before more comes, for of that the file hears apart.
+    pub fn so_far(&self) -> Vec<Bytes> {
+        self.progress.lock().chunks.iter().cloned().collect()
+    }
+
+    /// `file` takes it; its body begins at `start`.
+    pub fn spool(&self, file: File, start: u64) {
+        self.progress.lock().spool = Some(Spool { file: Arc::new(file), start, written: 0 });
     }
 
     /// The file has it up to here.
