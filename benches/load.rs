@@ -12,21 +12,20 @@
 
 #![expect(clippy::print_stdout, reason = "a bench reports to a terminal")]
 
-use std::collections::HashMap;
+mod lab;
+
 use std::fmt::Display;
-use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::thread::{available_parallelism, sleep};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode};
+use std::thread::available_parallelism;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use lab::{
+    NGINX, PATIENCE, Process, Run, WRK, family, free_ports, median, setting, start_nginx, ticks_per_second, used, write, wrk,
+};
 
-const NGINX: &str = "/usr/sbin/nginx";
-const WRK: &str = "/usr/bin/wrk";
 const GEOIP2: &str = "/usr/lib/nginx/modules/ngx_http_geoip2_module.so";
 const PACKAGES: [(&str, &str); 3] = [(NGINX, "nginx"), (WRK, "wrk"), (GEOIP2, "libnginx-mod-http-geoip2")];
 const DATABASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/geoip/country.mmdb");
@@ -36,8 +35,6 @@ const REGIONS: [&str; 5] = ["us_east", "eu_west", "ap_northeast", "ap_southeast"
 const CLIENTS: [&str; 5] = ["8.8.8.8", "91.0.0.1", "202.32.115.1", "139.130.4.5", "200.160.2.3"];
 const BODY: usize = 1024;
 const WARM_UP: u64 = 2;
-/// For a start, an answer, or wrk's end beyond its duration: what takes longer has hung.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// A subject that comes this near to what wrk gets from the origin itself is not what limited the run.
 const LIMIT: f64 = 0.85;
 
@@ -148,9 +145,9 @@ fn bench() -> Result<()> {
     ];
     for subject in &subjects {
         subject.verify()?;
-        lab.wrk(subject.port, WARM_UP)?;
+        wrk(lab.dir, &lab.script, subject.port, WARM_UP)?;
     }
-    let direct = lab.wrk(o1, seconds)?;
+    let direct = wrk(lab.dir, &lab.script, o1, seconds)?;
     let mut samples = [(); 3].map(|()| Vec::new());
     for round in 1..=rounds {
         print!("round {round} of {rounds}, CPU us per request:");
@@ -191,22 +188,6 @@ fn report(subjects: &[Subject; 3], samples: &[Vec<Sample>; 3], direct: &Run) -> 
     Ok(())
 }
 
-fn median(samples: &[Sample], value: impl Fn(&Sample) -> f64) -> f64 {
-    let mut values: Vec<_> = samples.iter().map(value).collect();
-    values.sort_by(f64::total_cmp);
-    let middle = |i: usize| values.get(i).copied().unwrap_or(f64::NAN);
-    (middle((values.len().max(1) - 1) / 2) + middle(values.len() / 2)) / 2.0
-}
-
-/// What one run of wrk saw.
-struct Run {
-    requests: f64,
-    rate: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    wrk_cores: f64,
-}
-
 struct Sample {
     cpu_us: f64,
     run: Run,
@@ -240,7 +221,6 @@ struct Lab<'a> {
     dir: &'a Path,
     bare: PathBuf,
     script: PathBuf,
-    ticks_per_second: f64,
 }
 
 impl<'a> Lab<'a> {
@@ -250,10 +230,9 @@ impl<'a> Lab<'a> {
         }
         let bare = Path::new(env!("CARGO_BIN_EXE_portolan")).with_file_name("examples").join("bare");
         ensure!(bare.exists(), "the example `bare` is missing: run `cargo build --profile bench --example bare`");
-        let ticks = Command::new("getconf").arg("CLK_TCK").output().context("getconf cannot be run")?;
         let clients = CLIENTS.map(|ip| format!("\"{ip}\"")).join(", ");
         let script = write(dir, "load.lua", SCRIPT, &[("clients", &clients)])?;
-        Ok(Self { dir, bare, script, ticks_per_second: String::from_utf8(ticks.stdout)?.trim().parse()? })
+        Ok(Self { dir, bare, script })
     }
 
     fn origin(&self, ports: [u16; 5]) -> Result<Process> {
@@ -264,7 +243,7 @@ impl<'a> Lab<'a> {
             )
         };
         let servers: String = REGIONS.into_iter().zip(ports).map(server).collect();
-        self.start_nginx("origin", ORIGIN_CONF, &[("servers", &servers)])?.listening(&ports)
+        start_nginx(self.dir, "origin", ORIGIN_CONF, &[("servers", &servers)])?.listening(&ports)
     }
 
     fn portolan(&self, port: u16, admin: u16, origins: [u16; 5]) -> Result<Process> {
@@ -296,151 +275,18 @@ impl<'a> Lab<'a> {
         let (workers, upstreams) = (available_parallelism()?, REGIONS.map(upstream).concat());
         let values: &[(&str, &dyn Display)] =
             &[("module", &GEOIP2), ("workers", &workers), ("database", &DATABASE), ("upstreams", &upstreams), ("port", &port)];
-        self.start_nginx("nginx", NGINX_CONF, values)?.listening(&[port])
-    }
-
-    fn start_nginx(&self, name: &'static str, template: &str, values: &[(&str, &dyn Display)]) -> Result<Process> {
-        // Workers of root's nginx would become `nobody`, who cannot enter the temporary folder.
-        let user = if fs::metadata("/proc/self")?.uid() == 0 { "user root;" } else { "" };
-        let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| format!("{kind}_temp_path {kind};")).concat();
-        let mut values = values.to_vec();
-        values.push(("temp", &temp));
-        let file = write(self.dir, &format!("{name}.conf"), template, &values)?;
-        let global = format!("daemon off; {user} pid {name}.pid; error_log {name}.log; worker_rlimit_nofile 8192;");
-        let mut command = Command::new(NGINX);
-        command.arg("-c").arg(file).arg("-p").arg(self.dir).arg("-g").arg(global);
-        Process::start(name, command, self.dir)
-    }
-
-    /// Loads `port`. Any error, of a socket or of HTTP, ends the benchmark.
-    fn wrk(&self, port: u16, seconds: u64) -> Result<Run> {
-        let mut command = Command::new(WRK);
-        command.args(["-t1", "-c64", &format!("-d{seconds}s"), "-s"]).arg(&self.script).arg(format!("http://127.0.0.1:{port}/"));
-        let before = ticks("self", WAITED_FOR)?;
-        let output = Process::start("wrk", command, self.dir)?.finish(Duration::from_secs(seconds) + PATIENCE)?;
-        let wrk = (ticks("self", WAITED_FOR)? - before) as f64 / self.ticks_per_second;
-        let line = output.lines().find_map(|l| l.strip_prefix("TOTALS ")).context("VOID: wrk told no totals")?;
-        let totals: HashMap<&str, f64> = serde_json::from_str(line)?;
-        let total = |name: &str| totals.get(name).copied().with_context(|| format!("wrk told no `{name}`"));
-        for kind in ["connect", "read", "write", "timeout", "status"] {
-            ensure!(total(kind)? == 0.0, "VOID: {} errors of kind `{kind}` at port {port}", total(kind)?);
-        }
-        let (requests, elapsed) = (total("requests")?, total("us")? / 1e6);
-        ensure!(requests > 0.0 && elapsed > 0.0, "VOID: no requests at port {port}");
-        let (p50_ms, p99_ms) = (total("p50")? / 1e3, total("p99")? / 1e3);
-        Ok(Run { requests, rate: requests / elapsed, p50_ms, p99_ms, wrk_cores: wrk / elapsed })
+        start_nginx(self.dir, "nginx", NGINX_CONF, values)?.listening(&[port])
     }
 
     fn measure(&self, subject: &Subject, seconds: u64) -> Result<Sample> {
         let main = subject.process.child.id();
         let pids = family(main)?;
-        let used = || pids.iter().map(|pid| ticks(pid, OWN)).sum::<Result<u64>>().context("VOID: a process is gone");
-        let before = used()?;
-        let run = self.wrk(subject.port, seconds)?;
-        let cpu = (used()? - before) as f64 / self.ticks_per_second;
+        let before = used(&pids)?;
+        let run = wrk(self.dir, &self.script, subject.port, seconds)?;
+        let cpu = (used(&pids)? - before) as f64 / ticks_per_second()?;
         ensure!(pids == family(main)?, "VOID: the processes of {} changed", subject.name);
         Ok(Sample { cpu_us: cpu * 1e6 / run.requests, run })
     }
-}
-
-/// A process of ours that ends with us.
-struct Process {
-    name: &'static str,
-    child: Child,
-    output: PathBuf,
-}
-
-impl Process {
-    fn start(name: &'static str, mut command: Command, dir: &Path) -> Result<Self> {
-        let output = dir.join(format!("{name}.output"));
-        let file = File::create(&output)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("{name} cannot be started"))?;
-        Ok(Self { name, child, output })
-    }
-
-    /// Returns once it listens on all of `ports`.
-    fn listening(mut self, ports: &[u16]) -> Result<Self> {
-        let until = Instant::now() + PATIENCE;
-        while !ports.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok()) {
-            let status = self.ended(Duration::from_millis(20));
-            if status.is_some() || Instant::now() > until {
-                bail!("{} does not listen ({status:?}):\n{}", self.name, fs::read_to_string(&self.output)?);
-            }
-        }
-        Ok(self)
-    }
-
-    /// Its exit status, if it ends in time.
-    fn ended(&mut self, within: Duration) -> Option<ExitStatus> {
-        let until = Instant::now() + within;
-        loop {
-            match self.child.try_wait() {
-                Ok(None) if Instant::now() < until => sleep(Duration::from_millis(20)),
-                status => return status.ok().flatten(),
-            }
-        }
-    }
-
-    /// Waits for its end and returns what it printed.
-    fn finish(&mut self, within: Duration) -> Result<String> {
-        let status = self.ended(within).with_context(|| format!("VOID: {} does not end", self.name))?;
-        let output = fs::read_to_string(&self.output)?;
-        ensure!(status.success(), "VOID: {} ended with {status}:\n{output}", self.name);
-        Ok(output)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // One that was waited for has given its id back: it may be somebody else's by now.
-        if self.ended(Duration::ZERO).is_some() {
-            return;
-        }
-        // The standard library only knows SIGKILL, and killing nginx's master would leave its workers behind:
-        // ask first, by the shell's own `kill`. SIGINT is "at once" to all of ours.
-        let signal = |name: &str, pids: Vec<u32>| {
-            let pids = pids.iter().map(u32::to_string);
-            Command::new("sh").args(["-c", "kill -s \"$0\" \"$@\"", name]).args(pids).stderr(Stdio::null()).status()
-        };
-        // Whether a signal arrived shows in whether the process ends.
-        let pid = self.child.id();
-        let _ = signal("INT", vec![pid]);
-        if self.ended(Duration::from_secs(3)).is_none() {
-            let _ = signal("KILL", family(pid).unwrap_or_else(|_| vec![pid]));
-            let _ = self.ended(PATIENCE);
-        }
-    }
-}
-
-/// Positions in [`stat`]: the parent; user and system time of its own; the same of children waited for.
-const PARENT: usize = 1;
-const OWN: usize = 11;
-const WAITED_FOR: usize = 13;
-
-/// `/proc/PID/stat` from field 3 of proc(5) on; what is no number is 0.
-fn stat(pid: impl Display) -> Result<Vec<u64>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Field 2, the name, may hold blanks and brackets.
-    let (_, fields) = text.rsplit_once(')').context("/proc/*/stat cannot be understood")?;
-    Ok(fields.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect())
-}
-
-fn ticks(pid: impl Display, which: usize) -> Result<u64> {
-    Ok(stat(pid)?.iter().skip(which).take(2).sum())
-}
-
-/// A process and its children, sorted.
-fn family(main: u32) -> Result<Vec<u32>> {
-    let mut pids = vec![main];
-    for entry in fs::read_dir("/proc")? {
-        let pid = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
-        // One that ends while it is looked at is nobody's child.
-        let is_child = |pid: &u32| stat(pid).is_ok_and(|s| s.get(PARENT) == Some(&u64::from(main)));
-        pids.extend(pid.filter(is_child));
-    }
-    pids.sort_unstable();
-    Ok(pids)
 }
 
 /// One response, whole and in lower case: headers may be written either way.
@@ -452,27 +298,4 @@ fn get(port: u16, client: &str) -> Result<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer.to_ascii_lowercase())
-}
-
-/// Writes a file in which `@name@` is replaced by the value of that name.
-fn write(dir: &Path, name: &str, template: &str, values: &[(&str, &dyn Display)]) -> Result<PathBuf> {
-    let fill = |text: String, (key, value): &(&str, &dyn Display)| text.replace(&format!("@{key}@"), &value.to_string());
-    let file = dir.join(name);
-    fs::write(&file, values.iter().fold(template.to_owned(), fill))?;
-    Ok(file)
-}
-
-/// Ports that nobody has; all bound at once, so that they differ.
-fn free_ports() -> Result<[u16; 9]> {
-    let mut ports = [0; 9];
-    for (port, listener) in ports.iter_mut().zip([(); 9].map(|()| TcpListener::bind("127.0.0.1:0"))) {
-        *port = listener?.local_addr()?.port();
-    }
-    Ok(ports)
-}
-
-fn setting(name: &str, default: u64) -> Result<u64> {
-    let Ok(text) = std::env::var(name) else { return Ok(default) };
-    let value = text.parse().ok().filter(|value| (1..=60).contains(value));
-    value.with_context(|| format!("{name} must be a whole number from 1 to 60"))
 }

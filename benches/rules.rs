@@ -54,6 +54,7 @@ fn question(method: &str, url: &str, headers: &[(&str, &str)], body: Option<&str
         headers: headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         body: body.map(str::to_owned),
         down: Vec::new(),
+        response: None,
     }
 }
 

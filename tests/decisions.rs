@@ -65,6 +65,7 @@ fn run(file: &Path, dir: &Path) -> usize {
             headers: case.headers.clone(),
             body: None,
             down: case.down.clone(),
+            response: None,
         };
         let got = explain(&built.snapshot, &question, Moment::default()).unwrap();
         let name = &case.name;

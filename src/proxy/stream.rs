@@ -19,7 +19,7 @@ use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
 };
 use pingora::proxy::Session;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::listen::Open;
@@ -33,7 +33,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A client's connection.
 #[derive(Debug)]
 pub struct ClientStream {
-    io: BufWriter<TcpStream>,
+    tcp: TcpStream,
+    /// Written, and not sent yet.
+    buffer: BytesMut,
     /// Read ahead by [`Peek`], not yet by HTTP.
     peeked: BytesMut,
     socket: Arc<SocketDigest>,
@@ -98,7 +100,8 @@ impl ClientStream {
         let nothing = ResponseHeader::build_no_case(200, Some(0)).ok();
         let proxied = nothing.map(|nothing| Arc::new(ProxyDigest::new(Box::new(nothing), Some(Box::new(wishes.clone())))));
         Self {
-            io: BufWriter::with_capacity(WRITE_BUFFER, tcp),
+            tcp,
+            buffer: BytesMut::new(),
             peeked: BytesMut::new(),
             socket: Arc::new(socket),
             established: SystemTime::now(),
@@ -114,7 +117,7 @@ impl ClientStream {
     /// client leaves before. May be cancelled.
     pub async fn began(&mut self) -> bool {
         while self.peeked.len() < PREFACE.len() && PREFACE.starts_with(&self.peeked) {
-            match self.io.get_mut().read_buf(&mut self.peeked).await {
+            match self.tcp.read_buf(&mut self.peeked).await {
                 Ok(n) if n > 0 => {}
                 _ => return !self.peeked.is_empty(),
             }
@@ -123,16 +126,52 @@ impl ClientStream {
     }
 }
 
+impl ClientStream {
+    /// Sends what waits in the buffer.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.buffer.is_empty() {
+            match ready!(Pin::new(&mut self.tcp).poll_write(cx, &self.buffer))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                sent => self.buffer.advance(sent),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Buffers what is short. What is long is sent together with what waits: a header and its body are one system call.
+    fn poll_put(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let eager = self.wishes.eager.load(Ordering::Relaxed);
+        if self.buffer.len() + bytes.len() <= WRITE_BUFFER && !eager {
+            self.buffer.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        loop {
+            let both = [io::IoSlice::new(&self.buffer), io::IoSlice::new(bytes)];
+            let sent = ready!(Pin::new(&mut self.tcp).poll_write_vectored(cx, &both))?;
+            let waited = sent.min(self.buffer.len());
+            self.buffer.advance(waited);
+            match sent - waited {
+                0 if sent == 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                0 => {}
+                taken => return Poll::Ready(Ok(taken)),
+            }
+        }
+    }
+}
+
 impl AsyncRead for ClientStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // Whoever listens has said what there is to say for now: the client gets it. (Of a response that comes out of the
         // store while it goes into it Pingora leaves that to the end.)
-        if !self.io.buffer().is_empty() {
+        if !self.buffer.is_empty() {
             // An error is told to whoever writes next.
-            let _ = Pin::new(&mut self.io).poll_flush(cx);
+            let _ = self.poll_send(cx);
         }
         if self.peeked.is_empty() {
-            return Pin::new(self.io.get_mut()).poll_read(cx, buf);
+            return Pin::new(&mut self.tcp).poll_read(cx, buf);
         }
         let take = self.peeked.len().min(buf.remaining());
         buf.put_slice(&self.peeked.split_to(take));
@@ -148,41 +187,30 @@ impl AsyncWrite for ClientStream {
             this.date = place.and_then(|place| Some((place, this.wishes.date.lock().take()?)));
         }
         let Some((place, date)) = this.date else {
-            if !this.wishes.eager.load(Ordering::Relaxed) {
-                return Pin::new(&mut this.io).poll_write(cx, buf);
-            }
-            ready!(Pin::new(&mut this.io).poll_flush(cx))?;
-            return Pin::new(this.io.get_mut()).poll_write(cx, buf);
+            return this.poll_put(cx, buf);
         };
-        this.patched.clear();
-        this.patched.extend_from_slice(buf);
+        let mut patched = std::mem::take(&mut this.patched);
+        patched.clear();
+        patched.extend_from_slice(buf);
         for (at, byte) in (place..).zip(date) {
-            if let Some(to) = usize::try_from(at).ok().and_then(|at| this.patched.get_mut(at)) {
+            if let Some(to) = usize::try_from(at).ok().and_then(|at| patched.get_mut(at)) {
                 *to = byte;
             }
         }
-        let written = ready!(Pin::new(&mut this.io).poll_write(cx, &this.patched))?;
+        let written = this.poll_put(cx, &patched);
+        this.patched = patched;
+        let written = ready!(written)?;
         // Should it not all have been taken, the rest of the date comes with the rest of the head.
         let place = place.saturating_sub_unsigned(written);
         this.date = (place.saturating_add_unsigned(date.len()) > 0).then_some((place, date));
         Poll::Ready(Ok(written))
     }
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        if let Some(first) = bufs.iter().find(|buf| !buf.is_empty())
-            && (self.date.is_some() || first.starts_with(b"HTTP/1."))
-        {
-            return self.poll_write(cx, first);
-        }
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        self.poll_send(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }
 
@@ -205,13 +233,13 @@ impl Peek for ClientStream {
 impl Shutdown for ClientStream {
     async fn shutdown(&mut self) {
         // The other end may be gone already; then there is nobody to tell.
-        let _ = AsyncWriteExt::shutdown(&mut self.io).await;
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 
 impl UniqueID for ClientStream {
     fn id(&self) -> UniqueIDType {
-        self.io.get_ref().as_raw_fd()
+        self.tcp.as_raw_fd()
     }
 }
 
@@ -239,6 +267,6 @@ impl Drop for ClientStream {
     fn drop(&mut self) {
         // Pingora may drop a connection with its last answer still in the buffer. One try, without waiting.
         let mut cx = Context::from_waker(Waker::noop());
-        let _ = Pin::new(&mut self.io).poll_flush(&mut cx);
+        let _ = self.poll_send(&mut cx);
     }
 }

@@ -225,6 +225,19 @@ impl Disk {
         }
     }
 
+    /// The body of what is there, where its head is known. Blocks.
+    pub fn body(&self, slot: u128) -> Option<Stored> {
+        self.index.get(&slot);
+        match Stored::body_of(&place(&self.path, slot)) {
+            Ok(stored) => Some(stored),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                self.broken(slot, &error);
+                None
+            }
+        }
+    }
+
     /// It cannot be believed: it goes.
     pub fn broken(&self, slot: u128, error: &io::Error) {
         match error.kind() {

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use pingora::cache::CacheMeta;
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::object::{Head, Noted};
 
@@ -114,11 +115,16 @@ pub struct Stored {
 impl Stored {
     /// Opens a file: its head, and what reads its body.
     pub fn open(path: &Path) -> Result<(Head, Self), Broken> {
+        let stored = Self::body_of(path)?;
+        let (_, payload, _) = newest(&stored.file)?;
+        Ok((decode(&payload)?, stored))
+    }
+
+    /// The same where the head is known.
+    pub fn body_of(path: &Path) -> Result<Self, Broken> {
         let file = File::open(path)?;
         let size = file.metadata()?.len();
-        let (slot, payload, _) = newest(&file)?;
-        let head = decode(&payload)?;
-        let start = PREFIX + slot * 2;
+        let start = PREFIX + slot_size(&file)? * 2;
         let fixed = read(&file, size.checked_sub(TRAILER).ok_or_else(|| broken("it is too short"))?, TRAILER as usize)?;
         let mut fixed = Reader(&fixed);
         let (len, crc, end) = (fixed.u64()?, fixed.u32()?, fixed.take(8)?);
@@ -137,14 +143,30 @@ impl Stored {
         if crc32fast::hash(&table) != crc {
             return Err(broken("its end does not fit"));
         }
-        Ok((head, Self { file, start, len, checksums }))
+        Ok(Self { file, start, len, checksums })
     }
 
     /// The chunk of the body in which `at` is, and where it begins. Checked.
     pub fn chunk(&self, at: u64) -> Result<(u64, Bytes), Broken> {
-        let nth = at / CHUNK;
-        let begin = nth * CHUNK;
-        let bytes = read(&self.file, self.start + begin, CHUNK.min(self.len.saturating_sub(begin)) as usize)?;
+        let begin = at / CHUNK * CHUNK;
+        self.checked(begin, read(&self.file, self.start + begin, self.length_of(begin))?)
+    }
+
+    /// The same without waiting for the disk: `None` if it is not in the page cache.
+    pub fn chunk_at_hand(&self, at: u64) -> Option<Result<(u64, Bytes), Broken>> {
+        let begin = at / CHUNK * CHUNK;
+        let mut bytes = vec![0; self.length_of(begin)];
+        let mut all = [io::IoSliceMut::new(&mut bytes)];
+        let read = preadv2(&self.file, &mut all, self.start + begin, ReadWriteFlags::NOWAIT);
+        (read == Ok(bytes.len())).then(|| self.checked(begin, bytes))
+    }
+
+    fn length_of(&self, begin: u64) -> usize {
+        CHUNK.min(self.len.saturating_sub(begin)) as usize
+    }
+
+    fn checked(&self, begin: u64, bytes: Vec<u8>) -> Result<(u64, Bytes), Broken> {
+        let nth = begin / CHUNK;
         let expected = usize::try_from(nth).ok().and_then(|nth| self.checksums.get(nth));
         match expected {
             Some(crc) if *crc == crc32fast::hash(&bytes) => Ok((begin, bytes.into())),
@@ -180,8 +202,8 @@ pub fn looks_whole(path: &Path) -> bool {
     end().unwrap_or(false)
 }
 
-/// The size of slots, the newest head, and its number and place.
-fn newest(file: &File) -> Result<(u64, Vec<u8>, (u64, u64)), Broken> {
+/// How long each of the two places for a head is.
+fn slot_size(file: &File) -> Result<u64, Broken> {
     let prefix = read(file, 0, PREFIX as usize)?;
     let mut prefix = Reader(&prefix);
     if prefix.take(8)? != MAGIC {
@@ -191,6 +213,12 @@ fn newest(file: &File) -> Result<(u64, Vec<u8>, (u64, u64)), Broken> {
     if slot > LONGEST_HEAD {
         return Err(broken("its head is too long"));
     }
+    Ok(slot)
+}
+
+/// The size of slots, the newest head, and its number and place.
+fn newest(file: &File) -> Result<(u64, Vec<u8>, (u64, u64)), Broken> {
+    let slot = slot_size(file)?;
     let found = (0..2u64).filter_map(|place| {
         let bytes = read(file, PREFIX + place * slot, slot as usize).ok()?;
         let mut reader = Reader(&bytes);
@@ -235,7 +263,7 @@ fn decode(payload: &[u8]) -> Result<Head, Broken> {
     let (primary, tags, internal, header) = (reader.part()?, reader.part()?, reader.part()?, reader.part()?);
     let meta = CacheMeta::deserialize(internal, header).map_err(|e| broken(&e.to_string()))?;
     let tags = std::str::from_utf8(tags).map_err(|_| broken("its tags are no text"))?;
-    Ok(Head::read(primary, Noted { asked, tags: tags.into() }, internal, &meta))
+    Head::read(primary, Noted { asked, tags: tags.into() }, &meta).map_err(|e| broken(&e.to_string()))
 }
 
 fn read(file: &File, at: u64, len: usize) -> io::Result<Vec<u8>> {

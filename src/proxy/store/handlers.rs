@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use pingora::cache::storage::{
     HandleHit, HandleMiss, HitHandler, MissFinishType, MissHandler, PurgeOutcome, PurgeTarget, PurgeType, Storage,
 };
 use pingora::cache::trace::SpanHandle;
+use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 
 use super::file::Stored;
@@ -60,7 +62,7 @@ impl Store {
             Body::Memory(_) => Source::Memory(object.clone()),
             Body::Disk(_) => {
                 let disk = self.disk.clone()?;
-                let (_, stored) = self.blocking(move || disk.get(slot)).await.or_else(|| {
+                let stored = self.blocking(move || disk.body(slot)).await.or_else(|| {
                     self.memory.remove(&slot);
                     None
                 })?;
@@ -78,7 +80,7 @@ impl Store {
         let object = self
             .blocking(move || {
                 let (mut head, stored) = disk.get(slot)?;
-                head.complete(stored.len);
+                head.complete(stored.len).ok()?;
                 if stored.len > short {
                     return Some(Object::new(head, Body::Disk(stored.len), true));
                 }
@@ -126,7 +128,10 @@ impl Storage for Store {
         let slot = slot(key);
         let fill = self.fills(slot).lock().get(&slot).and_then(|all| all.iter().find(|fill| Some(fill.id) == id).cloned());
         let Some(along) = fill.as_ref().and_then(|fill| fill.join()) else { return Ok(None) };
-        Ok(Some((along.fill().head.meta(&EMPTY)?, Box::new(Hit::new(Source::Along(along))))))
+        // The engine knows the meta, and passes this one over.
+        let (long_ago, nothing) = (SystemTime::UNIX_EPOCH, ResponseHeader::build_no_case(200, Some(0))?);
+        let meta = CacheMeta::new(long_ago, long_ago, 0, 0, nothing);
+        Ok(Some((meta, Box::new(Hit::new(Source::Along(along))))))
     }
 
     async fn get_miss_handler(&'static self, key: &CacheKey, meta: &CacheMeta, _trace: &SpanHandle) -> Result<MissHandler> {
@@ -146,7 +151,7 @@ impl Storage for Store {
             return Ok(false);
         };
         let mut head = Head::new(key.primary_key(), meta)?;
-        head.complete(old.body.len());
+        head.complete(old.body.len())?;
         let object = Arc::new(Object::new(head, old.body.clone(), old.kept.load(Ordering::Relaxed)));
         // It was used: an object that is validated over and over is worth keeping.
         let due = object.used();
@@ -236,9 +241,15 @@ impl Hit {
         if at >= end {
             return Ok(None);
         }
-        let theirs = stored.clone();
-        let read = tokio::task::spawn_blocking(move || theirs.chunk(at)).await;
-        match read.unwrap_or_else(|lost| Err(std::io::Error::other(lost))) {
+        let read = match stored.chunk_at_hand(at) {
+            Some(read) => read,
+            None => {
+                let theirs = stored.clone();
+                let read = tokio::task::spawn_blocking(move || theirs.chunk(at)).await;
+                read.unwrap_or_else(|lost| Err(std::io::Error::other(lost)))
+            }
+        };
+        match read {
             Ok((begin, chunk)) => {
                 let to = (begin + chunk.len() as u64).min(end);
                 self.at = to;

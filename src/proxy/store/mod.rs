@@ -14,6 +14,7 @@ mod file;
 mod fill;
 mod handlers;
 mod journal;
+mod lines;
 mod object;
 
 use std::borrow::Cow;
@@ -346,7 +347,9 @@ impl Store {
         let chunks = fill.end(outcome);
         if outcome == Outcome::Whole && !lost {
             let mut head = fill.head.clone();
-            head.complete(len);
+            if let Err(error) = head.complete(len) {
+                tracing::debug!(%error, "a stored header cannot be read");
+            }
             match chunks {
                 Some(chunks) => {
                     let body = Body::Memory(compact(&chunks));

@@ -7,16 +7,17 @@ use bytes::Bytes;
 use http::header;
 use pingora::Result;
 use pingora::cache::CacheMeta;
-use pingora::http::ResponseHeader;
+use pingora::cache::key::HashBinary;
+
+use super::lines::Lines;
 
 use crate::cache::key::Key;
 use crate::cache::status::StoredNow;
 use crate::cache::vary;
 
-/// What an object costs beside its headers and its body: the structures themselves.
-const OVERHEAD: usize = 600;
-/// What a header costs beside its name and its value: two maps know it.
-const PER_HEADER: usize = 120;
+/// What an object costs beside its header and its body: the structures themselves, their places in maps, and what the
+/// allocator rounds up.
+const OVERHEAD: usize = 520;
 
 /// What the proxy notes of a response beside what the engine does. It travels in the engine's extensions.
 #[derive(Debug, Clone, Default)]
@@ -35,20 +36,20 @@ pub struct Head {
     pub primary: Box<[u8]>,
     /// What the proxy noted.
     pub noted: Noted,
-    /// The engine's times, as it writes them.
-    pub internal: Box<[u8]>,
     /// The header, with the body's length once that is known.
-    pub header: ResponseHeader,
+    lines: Lines,
     times: Times,
+    /// The engine's times as it writes them, where they are more than `times`.
+    internal: Option<Box<[u8]>>,
 }
 
-/// What the engine's meta is made of again; if it has more it is read from `internal`.
+/// What the engine's meta is made of again.
 #[derive(Debug, Clone, Copy)]
 struct Times {
-    plain: bool,
     fresh_until: SystemTime,
     created: SystemTime,
     epoch: Option<SystemTime>,
+    variance: Option<HashBinary>,
     while_revalidate: u32,
     if_error: u32,
 }
@@ -57,51 +58,58 @@ impl Head {
     /// Of what the engine stores.
     pub fn new(primary: &[u8], meta: &CacheMeta) -> Result<Self> {
         let noted = meta.extensions().get::<Noted>().cloned().unwrap_or_default();
-        let (internal, _) = meta.serialize()?;
-        Ok(Self::read(primary, noted, &internal, meta))
+        Self::read(primary, noted, meta)
     }
 
     /// The same from a meta that was read.
-    pub fn read(primary: &[u8], noted: Noted, internal: &[u8], meta: &CacheMeta) -> Self {
+    pub fn read(primary: &[u8], noted: Noted, meta: &CacheMeta) -> Result<Self> {
         let times = Times {
-            // A variant's provenance is told by `internal` only.
-            plain: meta.variance().is_none() && meta.provenance() == meta.created(),
             fresh_until: meta.fresh_until(),
             created: meta.created(),
             epoch: meta.epoch_override(),
+            variance: meta.variance(),
             while_revalidate: meta.stale_while_revalidate_sec(),
             if_error: meta.stale_if_error_sec(),
         };
-        Self { primary: primary.into(), noted, internal: internal.into(), header: meta.response_header_copy(), times }
+        // Where something is from, if that is not when it was made, the engine tells in its own encoding alone.
+        let more = meta.provenance() != meta.created();
+        let internal = if more { Some(meta.serialize()?.0.into()) } else { None };
+        Ok(Self { primary: primary.into(), noted, lines: Lines::of(meta.response_header())?, times, internal })
     }
 
     /// For the engine.
     pub fn meta(&self, empty: &[u8]) -> Result<CacheMeta> {
-        let Times { plain, fresh_until, created, epoch, while_revalidate, if_error } = self.times;
-        if !plain {
-            let mut meta = CacheMeta::deserialize(&self.internal, empty)?;
-            *meta.response_header_mut() = self.header.clone();
+        let header = self.lines.header()?;
+        if let Some(internal) = &self.internal {
+            let mut meta = CacheMeta::deserialize(internal, empty)?;
+            *meta.response_header_mut() = header;
             return Ok(meta);
         }
-        let mut meta = CacheMeta::new(fresh_until, created, while_revalidate, if_error, self.header.clone());
+        let Times { fresh_until, created, epoch, variance, while_revalidate, if_error } = self.times;
+        let mut meta = CacheMeta::new(fresh_until, created, while_revalidate, if_error, header);
         if let Some(epoch) = epoch {
             meta.set_epoch_override(epoch);
+        }
+        if let Some(variance) = variance {
+            meta.set_variance(variance);
         }
         Ok(meta)
     }
 
     /// The length of the body, as the header says it.
     pub fn length(&self) -> Option<u64> {
-        self.header.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+        std::str::from_utf8(&self.lines.get("content-length")?).ok()?.parse().ok()
     }
 
     /// Now that the body is whole its length is known: ranges of it can be served.
-    pub fn complete(&mut self, length: u64) {
+    pub fn complete(&mut self, length: u64) -> Result<()> {
         // 204 and the like have no body, and say nothing of its length.
         if length > 0 && self.length().is_none() {
-            // A number is a value that a header can have.
-            let _ = self.header.insert_header(header::CONTENT_LENGTH, length);
+            let mut header = self.lines.header()?;
+            header.insert_header(header::CONTENT_LENGTH, length)?;
+            self.lines = Lines::of(&header)?;
         }
+        Ok(())
     }
 
     /// URL, without its scheme.
@@ -138,8 +146,8 @@ impl Head {
 
     /// Bytes of memory.
     pub fn weight(&self) -> usize {
-        let lines = self.header.headers.iter().map(|(name, value)| name.as_str().len() * 2 + value.len() + PER_HEADER);
-        OVERHEAD + self.primary.len() + self.internal.len() + self.noted.tags.len() + lines.sum::<usize>()
+        let internal = self.internal.as_ref().map_or(0, |internal| internal.len());
+        OVERHEAD + self.primary.len() + internal + self.noted.tags.len() + self.lines.weight()
     }
 }
 
