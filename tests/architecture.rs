@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 /// In the order of the journey: a stage may use those before it, never one after it.
-const STAGES: [&str; 17] = [
+const STAGES: [&str; 18] = [
     "config",
     "signing",
     "request",

@@ -199,10 +199,11 @@ fn reuse() {
     let mut wrong = Vec::new();
     for case in &cases {
         let (request, stored) = (headers(&case.request), headers(&case.stored));
+        let targeted = ["portolan-cache-control", "cdn-cache-control"].map(HeaderName::from_static);
         if let Some(expect) = &case.expect {
             let seconds = Duration::from_secs;
             let held = Held { age: seconds(case.age), fresh_for: seconds(case.fresh_for), stale_for: seconds(case.stale_for) };
-            let is = match reuse::ruled(&reuse::wanted(&request), held, &stored) {
+            let is = match reuse::ruled(&reuse::wanted(&request), held, &stored, &targeted) {
                 Use::AsStored => "as-stored",
                 Use::Validate => "validate",
                 Use::Stale => "stale",
@@ -425,7 +426,7 @@ proptest! {
             prop_assert!(lease.epoch <= now());
         }
         let held = Held { age: Duration::from_secs(5), fresh_for: Duration::from_secs(5), stale_for: Duration::ZERO };
-        reuse::ruled(&reuse::wanted(&map), held, &map);
+        reuse::ruled(&reuse::wanted(&map), held, &map, &targeted);
         reuse::not_modified(&Method::GET, &map, status, &map);
         for name in map.keys() {
             vary::value(name, &map);

@@ -223,10 +223,10 @@ pub fn judge(exchange: Exchange<'_>, terms: Terms<'_>) -> Result<Lease, WhyNot> 
         if said.private {
             return Err(WhyNot::Private);
         }
-        // Section 3.5.
-        if authorized && !(said.public || said.s_maxage.is_some() || said.must_revalidate) {
-            return Err(WhyNot::Authorization);
-        }
+    }
+    // Section 3.5; who asked with a password is nobody that a rule speaks for.
+    if authorized && !(said.public || said.s_maxage.is_some() || said.must_revalidate) {
+        return Err(WhyNot::Authorization);
     }
     let date = date_field(headers, &header::DATE).flatten();
     let modified = date_field(headers, &header::LAST_MODIFIED).flatten();
@@ -254,7 +254,7 @@ pub fn judge(exchange: Exchange<'_>, terms: Terms<'_>) -> Result<Lease, WhyNot> 
     let epoch = now.checked_sub(initial).unwrap_or(SystemTime::UNIX_EPOCH);
     let fresh_until = epoch.checked_add(lifetime).unwrap_or(now);
     let validator = headers.contains_key(header::ETAG) || modified.is_some();
-    if fresh_until <= now && !(validator && (by_default(status) || source != Source::Nothing || no_cache)) {
+    if fresh_until <= now && !(validator && (by_default(status) || source != Source::Nothing)) {
         return Err(WhyNot::NotFresh);
     }
     let (while_revalidate, if_error) = staleness(&said, no_cache, &terms);
@@ -288,7 +288,7 @@ fn initial_age(headers: &HeaderMap, date: Option<SystemTime>, asked: SystemTime,
     let said = age(headers).map_or(Duration::ZERO, Duration::from_secs);
     // Dates have whole seconds: what is less than one is no age.
     let apparent = if apparent < Duration::from_secs(1) { Duration::ZERO } else { apparent };
-    apparent.max(if said.is_zero() { Duration::ZERO } else { said.saturating_add(delay) })
+    apparent.max(said.saturating_add(delay))
 }
 
 /// For how long it may be served stale: while it is fetched again, and where the origin fails.

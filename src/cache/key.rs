@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::vary;
+use crate::rules::normalise::url_decode;
 
 /// A cache key: what it is made of, and the hash of that.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,9 +77,11 @@ impl Key {
         let mut primary = Vec::with_capacity(url.len() + 16);
         primary.push(if wanted.tls { b's' } else { b'p' });
         part(&mut primary, url.as_bytes());
+        // Where the host ends, whatever a path may begin with.
+        part(&mut primary, &wanted.host.len().to_be_bytes());
         if wanted.trusted_peer {
             for name in FORWARDED {
-                if let Some(value) = wanted.headers.get(name) {
+                for value in wanted.headers.get_all(name) {
                     part(&mut primary, name.as_bytes());
                     part(&mut primary, value.as_bytes());
                 }
@@ -90,11 +93,12 @@ impl Key {
                 part(&mut primary, &vary::value(name, wanted.headers));
             }
             for name in cookies {
-                let all = wanted.headers.get_all(http::header::COOKIE).iter();
-                let value = crate::request::cookie(all, name);
+                // All that have the name, as they came: which of them the origin takes is its own affair.
                 part(&mut primary, name.as_bytes());
-                // One that is not there is not one that is empty.
-                part(&mut primary, value.map_or(Cow::Borrowed(""), |v| Cow::Owned(format!("={v}"))).as_bytes());
+                for pair in cookies_of(wanted.headers).filter(|pair| is_called(pair, name)) {
+                    part(&mut primary, pair);
+                }
+                part(&mut primary, b"");
             }
             if *country {
                 part(&mut primary, wanted.country.as_bytes());
@@ -164,7 +168,11 @@ fn kept<'a>(query: &'a str, parts: &Parts) -> Option<Cow<'a, str>> {
     if parts.query == Query::All && !parts.sort {
         return Some(Cow::Borrowed(query));
     }
-    let name = |argument: &&str| argument.split('=').next().unwrap_or_default().to_owned();
+    // As origins read it: an encoded name is the same name.
+    let name = |argument: &&str| {
+        let name = argument.split('=').next().unwrap_or_default();
+        String::from_utf8_lossy(&url_decode(name.as_bytes(), true)).into_owned()
+    };
     let mut arguments: Vec<&str> = query
         .split('&')
         .filter(|argument| match &parts.query {
@@ -178,6 +186,15 @@ fn kept<'a>(query: &'a str, parts: &Parts) -> Option<Cow<'a, str>> {
         arguments.sort_by_key(name);
     }
     (!arguments.is_empty()).then(|| Cow::Owned(arguments.join("&")))
+}
+
+fn cookies_of(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let lines = headers.get_all(http::header::COOKIE).iter();
+    lines.flat_map(|line| line.as_bytes().split(|b| *b == b';')).map(<[u8]>::trim_ascii)
+}
+
+fn is_called(pair: &[u8], name: &str) -> bool {
+    pair.split(|b| *b == b'=').next().map(<[u8]>::trim_ascii) == Some(name.as_bytes())
 }
 
 /// `mobile`, `tablet` or `desktop`, as `User-Agent` has it.

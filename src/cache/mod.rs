@@ -324,8 +324,9 @@ pub fn tags_of(headers: &http::HeaderMap) -> impl Iterator<Item = &str> {
 pub fn same_host_target<'a>(location: &'a str, host: &str, path: &str) -> Option<std::borrow::Cow<'a, str>> {
     use std::borrow::Cow;
     let location = location.split('#').next().unwrap_or_default();
-    let rest = location.strip_prefix("http://").or_else(|| location.strip_prefix("https://"));
-    let local = match rest.or_else(|| location.strip_prefix("//")) {
+    let schemes = ["http://", "https://", "//"];
+    let rest = schemes.into_iter().find_map(|scheme| location.strip_prefix(scheme));
+    let local = match rest {
         Some(rest) => {
             let end = rest.find(['/', '?']).unwrap_or(rest.len());
             let (authority, target) = rest.split_at_checked(end)?;

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderName, Method, header};
 
 use super::fields::{Directives, date_field};
+use super::targeted;
 
 /// A stored response, at the moment it is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +41,7 @@ pub fn wanted(headers: &HeaderMap) -> Directives {
 }
 
 /// What the request's directives make of a stored response.
-pub fn ruled(wanted: &Directives, held: Held, stored: &HeaderMap) -> Use {
+pub fn ruled(wanted: &Directives, held: Held, stored: &HeaderMap, targeted: &[HeaderName]) -> Use {
     if wanted.no_cache {
         return Use::Validate;
     }
@@ -54,11 +55,12 @@ pub fn ruled(wanted: &Directives, held: Held, stored: &HeaderMap) -> Use {
     if beyond.is_zero() {
         return Use::AsStored;
     }
-    let said = Directives::of(stored);
+    let said = targeted::directives(stored, targeted).map_or_else(|| Directives::of(stored), |(_, said)| said);
     let never_stale = said.must_revalidate || said.proxy_revalidate || said.no_cache || said.s_maxage.is_some();
     match seconds(wanted.max_stale) {
         Some(most) if beyond <= most && !never_stale => Use::Stale,
-        _ if too_old.is_zero() => Use::AsStored,
+        // Section 5.2.1.1: who says how old it may be wants nothing stale.
+        _ if too_old.is_zero() && wanted.max_age.is_none() => Use::AsStored,
         _ => Use::Validate,
     }
 }
@@ -115,7 +117,7 @@ impl<'a> Iterator for Tags<'a> {
 
 /// What a 304 says of a stored response takes the place of what was stored, except what tells of its body
 /// (RFC 9111, sections 3.2 and 4.3.4).
-pub fn freshens(name: &http::HeaderName) -> bool {
+pub fn freshens(name: &HeaderName) -> bool {
     const BODY: [&str; 8] = [
         "content-encoding",
         "content-length",

@@ -2,9 +2,6 @@
 
 use http::{HeaderMap, HeaderName, header};
 
-/// Encodings that bodies come in; others say nothing of which body it is.
-const CODINGS: [&str; 5] = ["br", "deflate", "gzip", "identity", "zstd"];
-
 /// Does `Vary` say that no other request may have this?
 pub fn is_all(headers: &HeaderMap) -> bool {
     members(headers).any(|member| member == b"*")
@@ -30,31 +27,34 @@ pub fn value(name: &HeaderName, headers: &HeaderMap) -> Vec<u8> {
     if lines.peek().is_none() {
         return Vec::new();
     }
-    let mut joined = Vec::new();
-    for line in lines {
-        joined.push(b',');
-        joined.extend_from_slice(line.as_bytes());
-    }
+    // The lines of `Cookie` that HTTP/2 makes of one are one again (RFC 9113, section 8.2.3).
+    let between: &[u8] = if *name == header::COOKIE { b"; " } else { b"," };
+    let lines: Vec<&[u8]> = lines.map(|line| line.as_bytes()).collect();
+    let joined = lines.join(between);
+    let mut value = vec![b'='];
     match *name {
-        header::ACCEPT_ENCODING => codings(&joined),
-        header::ACCEPT_LANGUAGE => by_quality(&joined.to_ascii_lowercase()),
+        header::COOKIE => value.extend_from_slice(&joined),
+        header::ACCEPT_ENCODING => value.extend_from_slice(&codings(&joined)),
+        header::ACCEPT_LANGUAGE => value.extend_from_slice(&by_weight(&joined.to_ascii_lowercase())),
         // Spaces around commas mean nothing in a list, and hardly anything elsewhere.
-        _ => rejoined(members_of(&joined)),
+        _ => value.extend_from_slice(&split(&joined).map(<[u8]>::trim_ascii).collect::<Vec<_>>().join(&b","[..])),
     }
+    value
 }
 
-fn members_of(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|m| !m.is_empty())
-}
-
-/// Every value that is there begins with a comma.
-fn rejoined<'a>(members: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut all = Vec::new();
-    for member in members {
-        all.push(b',');
-        all.extend(member.iter().copied());
-    }
-    if all.is_empty() { vec![b','] } else { all }
+/// The parts between commas that stand in no quotes.
+fn split(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |byte| {
+        let was = std::mem::take(&mut escaped);
+        match byte {
+            _ if was => {}
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ => {}
+        }
+        *byte == b',' && !quoted
+    })
 }
 
 /// The name of a member, and its weight in thousandths (RFC 9110, section 12.4.2).
@@ -67,22 +67,57 @@ fn weighed(member: &[u8]) -> (&[u8], u16) {
     (name, weight.map_or(1000, |w| (w.clamp(0.0, 1.0) * 1000.0) as u16))
 }
 
-/// The known codings that the client takes, sorted: which of them an origin picks does not hang on their order.
-fn codings(text: &[u8]) -> Vec<u8> {
-    let text = text.to_ascii_lowercase();
-    let weighed: Vec<(&[u8], u16)> = members_of(&text).map(weighed).collect();
-    let any = weighed.iter().find(|(name, _)| *name == b"*").map(|(_, weight)| *weight);
-    let taken = CODINGS.iter().map(|coding| coding.as_bytes()).filter(|coding| {
-        let named = weighed.iter().find(|(name, _)| name == coding || (*name == b"x-gzip" && *coding == b"gzip"));
-        let otherwise = any.unwrap_or(if *coding == b"identity" { 1000 } else { 0 });
-        named.map_or(otherwise, |(_, weight)| *weight) > 0
-    });
-    rejoined(taken)
+fn members_of(text: &[u8]) -> impl Iterator<Item = (&[u8], u16)> {
+    split(text).map(<[u8]>::trim_ascii).filter(|member| !member.is_empty()).map(weighed)
 }
 
-/// By weight, the heaviest first; by name where that is the same, for then no one of them is wanted more.
-fn by_quality(text: &[u8]) -> Vec<u8> {
-    let mut all: Vec<(&[u8], u16)> = members_of(text).map(weighed).filter(|(_, weight)| *weight > 0).collect();
+/// The codings that the client takes, and those that it does not, sorted: which of them an origin picks does not hang
+/// on their order, nor, as it is, on their weights.
+fn codings(text: &[u8]) -> Vec<u8> {
+    let text = text.to_ascii_lowercase();
+    // Older names (RFC 9110, section 8.4.1).
+    let known = |name: &[u8]| match name {
+        b"x-gzip" => b"gzip".to_vec(),
+        b"x-compress" => b"compress".to_vec(),
+        name => name.to_vec(),
+    };
+    let members: Vec<(Vec<u8>, u16)> = members_of(&text).map(|(name, weight)| (known(name), weight)).collect();
+    let weight_of = |wanted: &[u8]| members.iter().find(|(name, _)| name == wanted).map(|(_, weight)| *weight);
+    let any = weight_of(b"*");
+    // Everybody takes what is not encoded, unless they say otherwise.
+    let plain = weight_of(b"identity").or(any).is_none_or(|weight| weight > 0);
+    let mut all: Vec<Vec<u8>> = if plain { Vec::new() } else { vec![b"!identity".to_vec()] };
+    for (name, weight) in members.iter().filter(|(name, _)| name != b"identity") {
+        match *weight {
+            // What is not named is refused already, unless all is taken.
+            0 if any.is_some_and(|any| any > 0) => all.push([b"!", &**name].concat()),
+            0 => {}
+            _ => all.push(name.clone()),
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    all.join(&b","[..])
+}
+
+/// By weight, the heaviest first, and by name where that is the same, for then no one of them is wanted more.
+fn by_weight(text: &[u8]) -> Vec<u8> {
+    let mut all: Vec<(&[u8], u16)> = members_of(text).collect();
     all.sort_by_key(|(name, weight)| (std::cmp::Reverse(*weight), *name));
-    rejoined(all.into_iter().map(|(name, _)| name))
+    all.dedup();
+    let mut value = Vec::new();
+    let mut before = None;
+    for (name, weight) in all {
+        match before.replace(weight) {
+            Some(before) if before == weight => value.push(b','),
+            Some(_) => value.push(b';'),
+            None => {}
+        }
+        // What is refused is not what is not named.
+        if weight == 0 {
+            value.push(b'!');
+        }
+        value.extend_from_slice(name);
+    }
+    value
 }

@@ -152,7 +152,7 @@ pub fn variant(meta: &CacheMeta, ctx: &mut Context, request: &RequestHeader) -> 
     // What the origin sees, not what the client sent: the two differ where we speak ourselves.
     let value = |name: &HeaderName| {
         if let Some(change) = changes.iter().rev().find(|change| change.name() == name) {
-            return change.value().map(|value| [b",", value.as_bytes()].concat()).unwrap_or_default();
+            return change.value().map(|value| [b"=", value.as_bytes()].concat()).unwrap_or_default();
         }
         match name.as_str() {
             "portolan-country" | "cf-ipcountry" => decision.place.country.as_str().as_bytes().to_vec(),
@@ -194,7 +194,8 @@ pub fn hit(meta: &CacheMeta, handler: &HitHandler, fresh: bool, session: &Sessio
     if directives {
         let since = |later: SystemTime, earlier: SystemTime| later.duration_since(earlier).unwrap_or_default();
         let held = Held { age: meta.age(), fresh_for: since(meta.fresh_until(), now), stale_for: since(now, meta.fresh_until()) };
-        match reuse::ruled(&reuse::wanted(&session.req_header().headers), held, meta.headers()) {
+        let targeted = &ctx.live.snapshot.cache.targeted;
+        match reuse::ruled(&reuse::wanted(&session.req_header().headers), held, meta.headers(), targeted) {
             Use::AsStored => {}
             // What was asked for since this request came is as fresh as anything can be.
             Use::Validate if asked > caching.arrived => {}
