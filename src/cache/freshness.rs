@@ -254,12 +254,17 @@ pub fn judge(exchange: Exchange<'_>, terms: Terms<'_>) -> Result<Lease, WhyNot> 
     let epoch = now.checked_sub(initial).unwrap_or(SystemTime::UNIX_EPOCH);
     let fresh_until = epoch.checked_add(lifetime).unwrap_or(now);
     let validator = headers.contains_key(header::ETAG) || modified.is_some();
-    if fresh_until <= now && !(validator && (by_default(status) || source != Source::Nothing)) {
+    let (while_revalidate, if_error) = staleness(&said, no_cache, &terms);
+    // What is stale already is of use if it can be asked for again by its name, or be served while it is.
+    let explicit = source != Source::Nothing;
+    let useful = (validator && (explicit || by_default(status))) || (explicit && !while_revalidate.is_zero());
+    if fresh_until <= now && !useful {
         return Err(WhyNot::NotFresh);
     }
-    let (while_revalidate, if_error) = staleness(&said, no_cache, &terms);
     let mut unstored = said.unstored;
-    unstored.retain(|_| rule.is_none());
+    // Without these nobody could tell what is stored from something else.
+    const NEEDED: [HeaderName; 4] = [header::VARY, header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::DATE];
+    unstored.retain(|name| rule.is_none() && !NEEDED.contains(name));
     Ok(Lease { epoch, fresh_until, while_revalidate, if_error, source, unstored })
 }
 

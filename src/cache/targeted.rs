@@ -30,15 +30,18 @@ fn from(members: &[(String, Item)]) -> Directives {
     let mut found = Directives::default();
     // A value of another type than the directive has makes no directive of it (section 2.1).
     let number = |item: &Item| match item {
-        Item::Integer(n) => u64::try_from(*n).ok().map(|n| n.min(FOREVER)),
+        // Less than nothing is stale, and leaves nothing to guess (RFC 9111, section 4.2.1).
+        Item::Integer(n) => Some(u64::try_from(*n).unwrap_or(0).min(FOREVER)),
         Item::Text(_) | Item::Bool(_) | Item::Other => None,
     };
     for (name, item) in members {
         let on = *item == Item::Bool(true);
-        let names = match item {
+        let names: Vec<HeaderName> = match item {
             Item::Text(text) => text.split(',').filter_map(|name| name.trim().parse().ok()).collect(),
             Item::Integer(_) | Item::Bool(_) | Item::Other => Vec::new(),
         };
+        // Names of fields that are none mean all of it.
+        let on = on || (matches!(item, Item::Text(_)) && names.is_empty());
         match name.as_str() {
             "max-age" => found.max_age = number(item),
             "s-maxage" => found.s_maxage = number(item),
