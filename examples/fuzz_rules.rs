@@ -57,6 +57,7 @@ fn main() {
         ],
         body: Some("--b\r\nContent-Disposition: form-data; name=\"f\"; filename=\"x\"\r\n\r\nv\r\n--b--".to_owned()),
         down: Vec::new(),
+        response: None,
     };
     let asked = match Asked::new(&question) {
         Ok(asked) => asked,
