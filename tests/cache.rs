@@ -1,7 +1,7 @@
 //! Runs the tables in tests/cache: what RFC 9110, 9111, 5861 and 9213 demand of a shared cache, case by case; and what
 //! random input may do to the pure parts of it: nothing.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends where it cannot go on")]
 
 mod common;
 

@@ -239,7 +239,7 @@ impl Cache {
         if facts.has_body || facts.headers.contains_key(header::UPGRADE) {
             return Asked::Bypass(Bypass::Request);
         }
-        let directives = route.request_directives.then(|| reuse::wanted(facts.headers)).unwrap_or_default();
+        let directives = if route.request_directives { reuse::wanted(facts.headers) } else { fields::Directives::default() };
         let key = Key::new(&wanted(view), self.policy(&applied).key);
         let (no_store, only_if_cached) = (directives.no_store, directives.only_if_cached);
         Asked::Lookup(Box::new(Lookup { key, applied, no_store, only_if_cached }))

@@ -116,8 +116,7 @@ impl Stored {
     /// Opens a file: its head, and what reads its body.
     pub fn open(path: &Path) -> Result<(Head, Self), Broken> {
         let stored = Self::body_of(path)?;
-        let (_, payload, _) = newest(&stored.file)?;
-        Ok((decode(&payload)?, stored))
+        Ok((decode(&newest(&stored.file)?.payload)?, stored))
     }
 
     /// The same where the head is known.
@@ -183,7 +182,7 @@ impl Stored {
 /// Writes a newer head over the older of the two that a file has; false if it does not fit.
 pub fn refresh(path: &Path, head: &Head) -> io::Result<bool> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let (slot, _, (sequence, place)) = newest(&file)?;
+    let Newest { slot, payload: _, sequence, place } = newest(&file)?;
     let payload = encode(head).map_err(|e| io::Error::other(e.to_string()))?;
     if (payload.len() + SLOT_PREFIX) as u64 > slot {
         return Ok(false);
@@ -216,18 +215,28 @@ fn slot_size(file: &File) -> Result<u64, Broken> {
     Ok(slot)
 }
 
-/// The size of slots, the newest head, and its number and place.
-fn newest(file: &File) -> Result<(u64, Vec<u8>, (u64, u64)), Broken> {
+/// The newest head of a file.
+struct Newest {
+    /// How long each place is.
+    slot: u64,
+    payload: Vec<u8>,
+    sequence: u64,
+    /// In which of the two it is.
+    place: u64,
+}
+
+/// Finds it.
+fn newest(file: &File) -> Result<Newest, Broken> {
     let slot = slot_size(file)?;
     let found = (0..2u64).filter_map(|place| {
         let bytes = read(file, PREFIX + place * slot, slot as usize).ok()?;
         let mut reader = Reader(&bytes);
         let (sequence, len, crc) = (reader.u64().ok()?, reader.u32().ok()?, reader.u32().ok()?);
         let payload = reader.take(len as usize).ok()?;
-        (sequence > 0 && checksum(sequence, payload) == crc).then(|| (payload.to_vec(), (sequence, place)))
+        let fits = sequence > 0 && checksum(sequence, payload) == crc;
+        fits.then(|| Newest { slot, payload: payload.to_vec(), sequence, place })
     });
-    let (payload, at) = found.max_by_key(|(_, at)| *at).ok_or_else(|| broken("neither of its heads fits"))?;
-    Ok((slot, payload, at))
+    found.max_by_key(|head| head.sequence).ok_or_else(|| broken("neither of its heads fits"))
 }
 
 fn checksum(sequence: u64, payload: &[u8]) -> u32 {

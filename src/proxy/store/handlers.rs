@@ -41,7 +41,7 @@ impl Store {
             Some(object) if own(&object.head) => self.hit(slot, object).await,
             Some(_) => None,
             None => {
-                let object = self.from_disk(slot).await?;
+                let object = self.load(slot).await?;
                 match own(&object.head) {
                     true => self.hit(slot, object).await,
                     false => None,
@@ -74,7 +74,7 @@ impl Store {
     }
 
     /// What is on disk comes into memory: whole, if it is short.
-    async fn from_disk(&'static self, slot: u128) -> Option<Arc<Object>> {
+    async fn load(&'static self, slot: u128) -> Option<Arc<Object>> {
         let disk = self.disk.clone().filter(|disk| disk.may_have(slot))?;
         let short = self.longest().min(SHORT);
         let object = self
@@ -214,7 +214,7 @@ impl Hit {
     }
 
     /// What comes next of a body in memory.
-    fn from_memory(&mut self) -> Option<Bytes> {
+    fn next_in_memory(&mut self) -> Option<Bytes> {
         let Source::Memory(object) = &self.source else { return None };
         let Body::Memory(chunks) = &object.body else { return None };
         let mut begin = 0;
@@ -234,7 +234,7 @@ impl Hit {
         None
     }
 
-    async fn from_disk(&mut self) -> Result<Option<Bytes>> {
+    async fn next_on_disk(&mut self) -> Result<Option<Bytes>> {
         let Source::Disk { store, slot, stored, .. } = &self.source else { return Ok(None) };
         let end = self.end.unwrap_or(stored.len).min(stored.len);
         let at = self.at;
@@ -267,8 +267,8 @@ impl Hit {
 impl HandleHit for Hit {
     async fn read_body(&mut self) -> Result<Option<Bytes>> {
         match &mut self.source {
-            Source::Memory(_) => Ok(self.from_memory()),
-            Source::Disk { .. } => self.from_disk().await,
+            Source::Memory(_) => Ok(self.next_in_memory()),
+            Source::Disk { .. } => self.next_on_disk().await,
             Source::Along(along) => {
                 let cut = |_: Cut| Error::explain(ErrorType::ReadError, "the response ended before it was whole");
                 along.next().await.map_err(cut)
