@@ -344,7 +344,8 @@ impl Store {
         // Its length is what was promised, or it is not whole, whatever the connection said.
         let fits = fill.head.length().is_none_or(|length| length == len);
         let outcome = if fits { outcome } else { Outcome::Failed };
-        let chunks = fill.end(outcome);
+        // What a file takes is not kept in memory as well, even if the file has not begun yet.
+        let chunks = fill.end(outcome).filter(|_| !spooling);
         if outcome == Outcome::Whole && !lost {
             let mut head = fill.head.clone();
             if let Err(error) = head.complete(len) {
