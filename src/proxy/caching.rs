@@ -120,7 +120,7 @@ pub fn begin(session: &mut Session, ctx: &mut Context, store: &'static Store) {
     let waiting = &store.waiting;
     let before = waiting.fetch_add(1, Ordering::Relaxed);
     caching.waiting = Some(Waiting(waiting.clone()));
-    let lock: Option<&'static CacheKeyLockImpl> = if before < most { Some(&store.lock) } else { None };
+    let lock: Option<&'static CacheKeyLockImpl> = if before < most { Some(store) } else { None };
     ctx.caching = Some(Box::new(caching));
     let mut overrides = CacheOptionOverrides::default();
     overrides.wait_timeout = Some(total);

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::cache::CacheMeta;
 use pingora::cache::key::{CacheHashKey, CacheKey};
+use pingora::cache::lock::{CacheKeyLock, LockStatus, Locked, WritePermit};
 use pingora::cache::storage::{
     HandleHit, HandleMiss, HitHandler, MissFinishType, MissHandler, PurgeOutcome, PurgeTarget, PurgeType, Storage,
 };
@@ -21,6 +22,7 @@ use super::fill::{Along, Cut, Fill, Outcome};
 use super::object::{Body, Head, Object};
 use super::{EMPTY, PATIENCE, SHORT, Store};
 use crate::cache::key::variant;
+use crate::cache::purge::Purged;
 
 /// Where a key's object stands.
 fn slot(key: &impl CacheHashKey) -> u128 {
@@ -172,6 +174,39 @@ impl Storage for Store {
 
     fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
         self
+    }
+}
+
+impl Store {
+    /// Would whoever looks now find something? The engine looks first and locks then: in between another one's response
+    /// may have begun to come, and given its lock back.
+    fn has(&self, slot: u128, key: &CacheKey) -> bool {
+        let usable = |head: &Head| {
+            let known = *head.primary == *key.primary_key();
+            known && self.known.purges.check(head.url(), head.tags(), head.noted.asked) != Some(Purged::Gone)
+        };
+        // A stored variant may be older than what its resource was stored as last, and then the engine passes it over.
+        let whole = key.variance_bin().is_none();
+        self.on_its_way(slot).is_some_and(|fill| usable(&fill.head))
+            || (whole && self.memory.peek(&slot).is_some_and(|object| usable(&object.head)))
+    }
+}
+
+impl CacheKeyLock for Store {
+    fn lock(&self, key: &CacheKey, stale_writer: bool) -> Locked {
+        let locked = self.lock.lock(key, stale_writer);
+        let Locked::Write(permit) = locked else { return locked };
+        if stale_writer || !self.has(slot(key), key) {
+            return Locked::Write(permit);
+        }
+        // It waits for nothing, and looks again.
+        let again = self.lock.lock(key, stale_writer);
+        self.lock.release(key, permit, LockStatus::Done);
+        again
+    }
+
+    fn release(&self, key: &CacheKey, permit: WritePermit, reason: LockStatus) {
+        self.lock.release(key, permit, reason);
     }
 }
 

@@ -115,7 +115,7 @@ pub struct Store {
     /// What happened.
     pub counts: Arc<Counts>,
     /// Who fetches what others wait for. Its own patience is longer than anybody's who waits.
-    pub lock: CacheLock,
+    lock: CacheLock,
     /// What was not stored the last time: nobody waits for that.
     pub predictor: Predictor<16>,
     /// How many wait, or may have to.
