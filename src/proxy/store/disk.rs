@@ -14,8 +14,12 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
+use rustc_hash::FxHashMap;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::Counts;
 use super::file::{self, Stored, Writing};
@@ -24,6 +28,10 @@ use super::object::{Head, Object};
 
 /// What waits to be written, in KiB: who writes more waits.
 const QUEUE: u32 = 32 << 10;
+/// How long it may take to be asked, or to make room in the queue, before a request goes on without it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a process that ends waits for what is still to be written.
+const FAREWELL: Duration = Duration::from_secs(20);
 /// A disk that failed is tried again after this long.
 const REST: Duration = Duration::from_secs(10);
 /// Files are as long as blocks make them.
@@ -95,9 +103,9 @@ enum Job {
     /// It is not, or not wanted any more.
     Abandon(u64),
     /// A newer head.
-    Refresh(u128, Arc<Object>),
-    /// The file goes.
-    Delete(u128),
+    Refresh(u128, Arc<Object>, OwnedSemaphorePermit),
+    /// The file goes, unless it has the body that was made then.
+    Delete(u128, Option<u64>),
     /// Everything before this is done.
     Flush(Arc<(Mutex<bool>, Condvar)>),
     /// The thread ends.
@@ -115,11 +123,23 @@ pub struct Disk {
     counts: Arc<Counts>,
     /// Bytes of files on their way.
     writing: AtomicU64,
+    /// Files that will be there once the thread has come to them.
+    queued: Mutex<FxHashMap<u128, Queued>>,
     /// Every file is in the index.
     known: AtomicBool,
+    /// The folder is another's.
+    closed: AtomicBool,
     failed: Mutex<Option<Instant>>,
     /// Held as long as the folder is ours.
     _lock: File,
+}
+
+/// Files of one object that wait to be written.
+#[derive(Debug, Default)]
+struct Queued {
+    count: usize,
+    /// The last of them will be deleted.
+    doomed: bool,
 }
 
 /// Where an object is.
@@ -159,7 +179,9 @@ impl Disk {
             queue: Arc::new(Semaphore::new(QUEUE as usize)),
             counts,
             writing: AtomicU64::new(0),
+            queued: Mutex::default(),
             known: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             failed: Mutex::default(),
             _lock: lock,
         });
@@ -170,16 +192,34 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Is it worth trying?
+    /// Is it worth trying? Of a disk that failed one asks now and then whether it works again.
     pub fn works(&self) -> bool {
         let mut failed = self.failed.lock();
-        match *failed {
+        match &mut *failed {
             Some(at) if at.elapsed() < REST => false,
-            Some(_) => {
-                *failed = None;
+            Some(at) => {
+                *at = Instant::now();
                 true
             }
             None => true,
+        }
+    }
+
+    /// Asks the disk; one that hangs is no reason for a request to hang.
+    pub async fn ask<T: Send + 'static>(
+        disk: &Arc<Self>,
+        question: impl FnOnce(&Self) -> Option<T> + Send + 'static,
+    ) -> Option<T> {
+        if !disk.works() {
+            return None;
+        }
+        let theirs = disk.clone();
+        match timeout(PATIENCE, spawn_blocking(move || question(&theirs))).await {
+            Ok(answer) => answer.ok()?,
+            Err(_) => {
+                disk.fail("reading", &io::ErrorKind::TimedOut.into());
+                None
+            }
         }
     }
 
@@ -206,30 +246,37 @@ impl Disk {
         }
     }
 
+    /// It did as it was told.
+    fn recovered(&self) {
+        if self.failed.lock().take().is_some() {
+            tracing::info!(path = %self.path.display(), "the cache's disk works again");
+        }
+    }
+
     /// Opens what is there; a broken file is deleted. Blocks.
     pub fn get(&self, slot: u128) -> Option<(Head, Stored)> {
         if self.index.get(&slot).is_none() && self.is_known() {
             return None;
         }
-        let path = place(&self.path, slot);
-        match Stored::open(&path) {
-            Ok(found) => Some(found),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.index.remove(&slot);
-                None
-            }
-            Err(error) => {
-                self.broken(slot, &error);
-                None
-            }
+        let opened = Stored::open(&place(&self.path, slot));
+        if opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            self.index.remove(&slot);
         }
+        self.opened(slot, opened)
     }
 
-    /// The body of what is there, where its head is known. Blocks.
-    pub fn body(&self, slot: u128) -> Option<Stored> {
+    /// The body of what is there and was made then, where its head is known. Blocks.
+    pub fn body(&self, slot: u128, born: u64) -> Option<Stored> {
         self.index.get(&slot);
-        match Stored::body_of(&place(&self.path, slot)) {
-            Ok(stored) => Some(stored),
+        self.opened(slot, Stored::body_of(&place(&self.path, slot), born))
+    }
+
+    fn opened<T>(&self, slot: u128, opened: io::Result<T>) -> Option<T> {
+        match opened {
+            Ok(found) => {
+                self.recovered();
+                Some(found)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 self.broken(slot, &error);
@@ -238,16 +285,22 @@ impl Disk {
         }
     }
 
-    /// It cannot be believed: it goes.
+    /// It cannot be believed, or not be read: it goes.
     pub fn broken(&self, slot: u128, error: &io::Error) {
         match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
                 self.counts.broken.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, path = %place(&self.path, slot).display(), "a file of the cache is broken, and deleted");
+                self.remove(slot, None);
             }
-            _ => self.fail("reading", error),
+            _ => {
+                self.fail("reading", error);
+                // Of others, as too many open files, the file is not to blame.
+                if error.raw_os_error() == Some(Errno::IO.raw_os_error()) {
+                    self.remove(slot, None);
+                }
+            }
         }
-        self.remove(slot);
     }
 
     /// Is it there, as far as is known?
@@ -255,22 +308,49 @@ impl Disk {
         !self.is_known() || self.index.contains_key(&slot)
     }
 
-    /// Forgets an object, and deletes its file.
-    pub fn remove(&self, slot: u128) {
-        if self.may_have(slot) {
-            self.index.remove(&slot);
-            self.send(Job::Delete(slot));
+    /// Forgets an object, and deletes its file, unless it has the body that was made at `except`.
+    pub fn remove(&self, slot: u128, except: Option<u64>) {
+        let there = self.index.remove(&slot).is_some();
+        // One that is on its way in the queue is followed by its end.
+        let coming = self.queued.lock().get_mut(&slot).is_some_and(|queued| {
+            let doomed = queued.doomed;
+            queued.doomed |= except.is_none();
+            !doomed
+        });
+        if there || coming || !self.is_known() {
+            self.send(Job::Delete(slot, except));
+        }
+    }
+
+    /// Something is about to be written for it.
+    fn queue(&self, slot: u128) {
+        let mut all = self.queued.lock();
+        let queued = all.entry(slot).or_default();
+        *queued = Queued { count: queued.count + 1, doomed: false };
+    }
+
+    /// It is.
+    fn unqueue(&self, slot: u128) {
+        let mut all = self.queued.lock();
+        if let Some(queued) = all.get_mut(&slot) {
+            queued.count -= 1;
+            if queued.count == 0 {
+                all.remove(&slot);
+            }
         }
     }
 
     /// Writes an object that is in memory; false: not now.
     pub fn keep(&self, slot: u128, object: &Arc<Object>) -> bool {
         let kib = u32::try_from(object.body.len() / 1024 + 1).unwrap_or(QUEUE);
-        if !self.works() || !self.takes(object.body.len()) {
+        if !self.takes(object.body.len()) || !self.works() {
             return false;
         }
         match self.queue.clone().try_acquire_many_owned(kib.min(QUEUE)) {
-            Ok(permit) => self.send(Job::Keep(slot, object.clone(), permit)),
+            Ok(permit) => {
+                self.queue(slot);
+                self.send(Job::Keep(slot, object.clone(), permit))
+            }
             Err(_) => false,
         }
     }
@@ -280,19 +360,24 @@ impl Disk {
         self.works() && self.send(Job::Begin(fill.clone(), fill.so_far()))
     }
 
-    /// More of a response; waits while too much waits to be written.
+    /// More of a response; waits while too much waits to be written, but not for ever. False: it is not.
     pub async fn append(&self, fill: &Arc<Fill>, bytes: Bytes) -> bool {
         let kib = u32::try_from(bytes.len() / 1024 + 1).unwrap_or(QUEUE).min(QUEUE);
-        match self.queue.clone().acquire_many_owned(kib).await {
-            Ok(permit) => self.send(Job::Append(fill.clone(), bytes, permit)),
+        match timeout(PATIENCE, self.queue.clone().acquire_many_owned(kib)).await {
+            Ok(Ok(permit)) => self.send(Job::Append(fill.clone(), bytes, permit)),
             // It is never closed.
-            Err(_) => false,
+            Ok(Err(_)) => false,
+            Err(_) => {
+                self.fail("writing", &io::ErrorKind::TimedOut.into());
+                false
+            }
         }
     }
 
     /// A response is whole.
     pub fn commit(&self, fill: &Arc<Fill>, head: Head) -> oneshot::Receiver<()> {
         let (done, heard) = oneshot::channel();
+        self.queue(fill.slot);
         self.send(Job::Commit(fill.clone(), Box::new(head), done));
         heard
     }
@@ -307,10 +392,12 @@ impl Disk {
         self.send(Job::Abandon(fill.id));
     }
 
-    /// A newer head of what is there.
+    /// A newer head of what is there. If too much waits it stays as it is: after a restart the origin is asked again.
     pub fn refresh(&self, slot: u128, object: &Arc<Object>) {
-        if self.may_have(slot) {
-            self.send(Job::Refresh(slot, object.clone()));
+        if self.may_have(slot)
+            && let Ok(permit) = self.queue.clone().try_acquire_owned()
+        {
+            self.send(Job::Refresh(slot, object.clone(), permit));
         }
     }
 
@@ -323,12 +410,15 @@ impl Disk {
         let done = Arc::new((Mutex::new(false), Condvar::new()));
         if self.send(Job::Flush(done.clone())) {
             let (lock, wake) = &*done;
-            wake.wait_while(&mut lock.lock(), |done| !*done);
+            if wake.wait_while_for(&mut lock.lock(), |done| !*done, FAREWELL).timed_out() {
+                tracing::error!(path = %self.path.display(), "the cache's disk hangs: what is to be written is not waited for");
+            }
         }
     }
 
     /// Ends the thread, everything that was asked for done. Blocks.
     pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         self.flush();
         self.send(Job::Close);
         // Another process may have the folder now.
@@ -379,10 +469,14 @@ impl Disk {
         while let Ok(job) = jobs.recv() {
             match job {
                 Job::Keep(slot, object, permit) => {
-                    if let Err(error) = self.write(slot, &object) {
-                        object.kept.store(false, Ordering::Relaxed);
-                        self.fail("writing", &error);
+                    match self.write(slot, &object) {
+                        Ok(()) => self.recovered(),
+                        Err(error) => {
+                            object.kept.store(false, Ordering::Relaxed);
+                            self.fail("writing", &error);
+                        }
                     }
+                    self.unqueue(slot);
                     drop(permit);
                 }
                 Job::Begin(fill, so_far) => match self.start(&fill, &so_far) {
@@ -398,33 +492,47 @@ impl Disk {
                     }
                     drop(permit);
                 }
-                Job::Commit(fill, head, done) => match open.remove(&fill.id).map(|s| self.finish(s, &fill, &head)) {
-                    Some(Ok(())) => {
-                        // Whoever waited for it may have gone.
-                        let _ = done.send(());
+                Job::Commit(fill, head, done) => {
+                    match open.remove(&fill.id).map(|spooling| self.finish(spooling, &fill, &head)) {
+                        Some(Ok(())) => {
+                            self.recovered();
+                            // Whoever waited for it may have gone.
+                            let _ = done.send(());
+                        }
+                        Some(Err(error)) => self.fail("writing", &error),
+                        None => {}
                     }
-                    Some(Err(error)) => self.fail("writing", &error),
-                    None => {}
-                },
-                Job::Abandon(id) => self.give_up(id, open.remove(&id)),
-                Job::Refresh(slot, object) => match file::refresh(&place(&self.path, slot), &object.head) {
-                    Ok(true) => {}
-                    // The old head asks the origin again after a restart, no more.
-                    Ok(false) => {}
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => self.broken(slot, &error),
-                },
-                Job::Delete(slot) => {
-                    if !self.index.contains_key(&slot) {
-                        self.unlink(slot);
-                    }
+                    self.unqueue(fill.slot);
                 }
+                Job::Abandon(id) => self.give_up(id, open.remove(&id)),
+                Job::Refresh(slot, object, permit) => {
+                    match file::refresh(&place(&self.path, slot), &object.head) {
+                        // Where it does not fit the old head asks the origin again after a restart, no more.
+                        Ok(true | false) => {}
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(error) => self.broken(slot, &error),
+                    }
+                    drop(permit);
+                }
+                Job::Delete(slot, except) => self.delete(slot, except),
                 Job::Flush(done) => {
                     let (lock, wake) = &*done;
                     *lock.lock() = true;
                     wake.notify_all();
                 }
                 Job::Close => return,
+            }
+        }
+    }
+
+    fn delete(&self, slot: u128, except: Option<u64>) {
+        let path = place(&self.path, slot);
+        let spared = except.is_some_and(|except| file::born(&path) == Some(except));
+        match path.metadata() {
+            Ok(meta) if spared => self.admit(slot, Entry { bytes: meta.len().next_multiple_of(BLOCK), writing: false }),
+            _ => {
+                self.index.remove(&slot);
+                self.unlink(slot);
             }
         }
     }
@@ -533,6 +641,9 @@ impl Disk {
         for first in entries(&self.path).filter(|e| e.file_name().len() == 2) {
             for second in entries(&first.path()) {
                 for file in entries(&second.path()) {
+                    if self.closed.load(Ordering::Acquire) {
+                        return;
+                    }
                     let slot = file.file_name().to_str().and_then(|name| u128::from_str_radix(name, 16).ok());
                     let (Some(slot), Ok(meta)) = (slot, file.metadata()) else { continue };
                     if !file::looks_whole(&file.path()) {

@@ -1,9 +1,10 @@
 //! A stored response as a file: two places for its head, its body, and at last the checksums that say it is whole.
 //!
 //! ```text
-//!  "PTLNOBJ1" | slot size | head A | head B | body … | CRC of each 256 KiB | body length | CRC | "PTLNEND1"
+//!  "PTLNOBJ2" | slot size | born | head A | head B | body … | CRC of each 256 KiB | body length | CRC | "PTLNEND1"
 //! ```
 //!
+//! `born` tells bodies apart: a head belongs to the one that was made when it was.
 //! A new head goes to the place of the older one, so that a torn one leaves the other. What is not whole has no
 //! end, or one that does not fit: whoever opens it finds nothing.
 
@@ -18,10 +19,10 @@ use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::object::{Head, Noted};
 
-const MAGIC: &[u8; 8] = b"PTLNOBJ1";
+const MAGIC: &[u8; 8] = b"PTLNOBJ2";
 const END: &[u8; 8] = b"PTLNEND1";
-/// Magic and the size of a slot.
-const PREFIX: u64 = 16;
+/// Magic, the size of a slot, and when the body was made.
+const PREFIX: u64 = 24;
 /// Sequence number, length and checksum of a head.
 const SLOT_PREFIX: usize = 16;
 /// Body length, checksum and magic.
@@ -58,6 +59,7 @@ impl Writing {
         let mut begin = Vec::with_capacity(PREFIX as usize + slot as usize * 2);
         begin.extend_from_slice(MAGIC);
         begin.extend_from_slice(&slot.to_be_bytes());
+        begin.extend_from_slice(&head.born().to_be_bytes());
         begin.extend_from_slice(&slot_of(1, &payload));
         begin.resize((PREFIX + slot * 2) as usize, 0);
         file.write_all(&begin)?;
@@ -115,15 +117,22 @@ pub struct Stored {
 impl Stored {
     /// Opens a file: its head, and what reads its body.
     pub fn open(path: &Path) -> Result<(Head, Self), Broken> {
-        let stored = Self::body_of(path)?;
+        let stored = Self::read(File::open(path)?)?;
         Ok((decode(&newest(&stored.file)?.payload)?, stored))
     }
 
-    /// The same where the head is known.
-    pub fn body_of(path: &Path) -> Result<Self, Broken> {
+    /// The same where the head is known. A file with another's body counts as none.
+    pub fn body_of(path: &Path, born: u64) -> Result<Self, Broken> {
         let file = File::open(path)?;
+        match prefix(&file)?.born == born {
+            true => Self::read(file),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn read(file: File) -> Result<Self, Broken> {
         let size = file.metadata()?.len();
-        let start = PREFIX + slot_size(&file)? * 2;
+        let start = PREFIX + prefix(&file)?.slot * 2;
         let fixed = read(&file, size.checked_sub(TRAILER).ok_or_else(|| broken("it is too short"))?, TRAILER as usize)?;
         let mut fixed = Reader(&fixed);
         let (len, crc, end) = (fixed.u64()?, fixed.u32()?, fixed.take(8)?);
@@ -179,9 +188,17 @@ impl Stored {
     }
 }
 
-/// Writes a newer head over the older of the two that a file has; false if it does not fit.
+/// When the body in a file was made, if there is one.
+pub fn born(path: &Path) -> Option<u64> {
+    Some(prefix(&File::open(path).ok()?).ok()?.born)
+}
+
+/// Writes a newer head over the older of the two that a file has; false if it does not fit, or is of another body.
 pub fn refresh(path: &Path, head: &Head) -> io::Result<bool> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
+    if prefix(&file)?.born != head.born() {
+        return Ok(false);
+    }
     let Newest { slot, payload: _, sequence, place } = newest(&file)?;
     let payload = encode(head).map_err(|e| io::Error::other(e.to_string()))?;
     if (payload.len() + SLOT_PREFIX) as u64 > slot {
@@ -201,18 +218,25 @@ pub fn looks_whole(path: &Path) -> bool {
     end().unwrap_or(false)
 }
 
-/// How long each of the two places for a head is.
-fn slot_size(file: &File) -> Result<u64, Broken> {
+/// How a file begins.
+struct Prefix {
+    /// How long each of the two places for a head is.
+    slot: u64,
+    /// When the body was made.
+    born: u64,
+}
+
+fn prefix(file: &File) -> Result<Prefix, Broken> {
     let prefix = read(file, 0, PREFIX as usize)?;
     let mut prefix = Reader(&prefix);
     if prefix.take(8)? != MAGIC {
         return Err(broken("it is no object"));
     }
-    let slot = prefix.u64()?;
+    let (slot, born) = (prefix.u64()?, prefix.u64()?);
     if slot > LONGEST_HEAD {
         return Err(broken("its head is too long"));
     }
-    Ok(slot)
+    Ok(Prefix { slot, born })
 }
 
 /// The newest head of a file.
@@ -227,7 +251,7 @@ struct Newest {
 
 /// Finds it.
 fn newest(file: &File) -> Result<Newest, Broken> {
-    let slot = slot_size(file)?;
+    let Prefix { slot, born: _ } = prefix(file)?;
     let found = (0..2u64).filter_map(|place| {
         let bytes = read(file, PREFIX + place * slot, slot as usize).ok()?;
         let mut reader = Reader(&bytes);
@@ -256,7 +280,7 @@ fn slot_of(sequence: u64, payload: &[u8]) -> Vec<u8> {
 }
 
 fn encode(head: &Head) -> pingora::Result<Vec<u8>> {
-    let (internal, header) = head.meta(&super::EMPTY)?.serialize()?;
+    let (internal, header) = head.meta()?.serialize()?;
     let mut all = Vec::with_capacity(internal.len() + header.len() + head.primary.len() + 64);
     all.extend_from_slice(&head.noted.asked.to_be_bytes());
     for part in [&*head.primary, head.noted.tags.as_bytes(), &internal, &header] {

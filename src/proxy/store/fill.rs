@@ -2,22 +2,30 @@
 //!
 //! What is short stays in memory until it is whole. What is longer goes to disk as it comes; the last of it stays
 //! in memory for those who read along. If there is no disk, or no room, the response is *lost*: it passes through
-//! a window to those who read it already, no faster than they take it, and nobody else finds it.
+//! a window to those who read it already, hardly faster than they take it, and nobody else finds it.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use super::object::Head;
 
 /// This much of a body stays in memory for those who read along.
 const WINDOW: u64 = 1 << 20;
+/// Of what is lost this much at most: who is further behind has lost it.
+const MOST: u64 = 16 * WINDOW;
+/// How long the first wait for a reader who is more than a window behind is; for each window more it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+/// How often it doubles.
+const DOUBLINGS: u64 = 9;
 /// So much is read from disk at once.
 const READ: u64 = 256 << 10;
 
@@ -49,6 +57,8 @@ struct Progress {
     outcome: Option<Outcome>,
     spool: Option<Spool>,
     lost: bool,
+    /// The chunks are a stored object's, and counted there.
+    stored: bool,
     /// Where readers are, by their number.
     readers: Vec<(u64, u64)>,
     next_reader: u64,
@@ -140,11 +150,14 @@ impl Fill {
     /// Lets go of what nobody needs in memory any more.
     fn trim(&self, progress: &mut Progress) {
         let slowest = progress.readers.iter().map(|(_, at)| *at).min();
-        let upto = match (&progress.spool, progress.lost) {
+        let written = progress.spool.as_ref().map(|spool| spool.written);
+        let needed = slowest.unwrap_or(progress.len).max(progress.len.saturating_sub(MOST));
+        let upto = match (written, progress.lost) {
             // Who is behind the file reads the file.
-            (Some(spool), false) => spool.written.min(progress.len.saturating_sub(WINDOW)),
-            (Some(spool), true) => spool.written.max(slowest.unwrap_or(progress.len)),
-            (None, true) => slowest.unwrap_or(progress.len),
+            (Some(written), false) if progress.outcome.is_some() => written,
+            (Some(written), false) => written.min(progress.len.saturating_sub(WINDOW)),
+            (Some(written), true) => written.max(needed),
+            (None, true) => needed,
             (None, false) => return,
         };
         while let Some(chunk) = progress.chunks.front()
@@ -157,20 +170,28 @@ impl Fill {
         }
     }
 
-    /// Waits until readers took enough of what is lost. Whoever writes it must not outrun the slowest.
+    /// How far the slowest reader is behind, where that matters.
+    fn behind(&self) -> u64 {
+        let progress = self.progress.lock();
+        let waiting = progress.len - progress.first;
+        if !progress.lost || progress.readers.is_empty() { 0 } else { waiting }
+    }
+
+    /// Whoever writes what is lost must not outrun the slowest reader by much, and waits, the longer the further it is
+    /// ahead. But never for ever: the task that writes may be the one that reads, and reads nothing meanwhile.
     pub async fn wait_for_room(&self) {
+        let doublings = match self.behind() / WINDOW {
+            0 => return,
+            windows => (windows - 1).min(DOUBLINGS),
+        };
+        let until = Instant::now() + FIRST_WAIT * (1 << doublings);
         loop {
             let room = self.room.notified();
             tokio::pin!(room);
             room.as_mut().enable();
-            {
-                let progress = self.progress.lock();
-                let waiting = progress.len - progress.first;
-                if !progress.lost || waiting <= WINDOW || progress.readers.is_empty() {
-                    return;
-                }
+            if self.behind() < WINDOW || timeout_at(until, room).await.is_err() {
+                return;
             }
-            room.await;
         }
     }
 
@@ -182,9 +203,19 @@ impl Fill {
         }
         let whole = (progress.first == 0 && progress.spool.is_none() && !progress.lost)
             .then(|| progress.chunks.iter().cloned().collect());
+        self.trim(&mut progress);
         drop(progress);
         self.changed.notify_waiters();
         whole
+    }
+
+    /// It is an object now, and whoever still reads it reads that one's chunks.
+    pub fn settle(&self, chunks: &[Bytes]) {
+        let mut progress = self.progress.lock();
+        let held = progress.chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        self.held.fetch_sub(held, Ordering::Relaxed);
+        (progress.first, progress.stored) = (0, true);
+        progress.chunks = chunks.iter().cloned().collect();
     }
 
     /// How it ended, if it did.
@@ -229,6 +260,10 @@ impl Fill {
             let after = begin + chunk.len() as u64;
             if at < after {
                 let to = end.map_or(after, |end| after.min(end));
+                // What is lost comes no slower than it goes: all of it at once.
+                if progress.lost && progress.chunks.len() > 1 && end.is_none() {
+                    return Step::Chunk(joined(&progress.chunks, at - progress.first));
+                }
                 return Step::Chunk(chunk.slice((at - begin) as usize..(to - begin) as usize));
             }
             begin = after;
@@ -241,9 +276,23 @@ impl Fill {
     }
 }
 
+/// All chunks in one, but for as many bytes at their beginning.
+fn joined(chunks: &VecDeque<Bytes>, mut skip: u64) -> Bytes {
+    let mut all = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+    for chunk in chunks {
+        let skipped = skip.min(chunk.len() as u64);
+        all.extend_from_slice(chunk.get(skipped as usize..).unwrap_or_default());
+        skip -= skipped;
+    }
+    all.freeze()
+}
+
 impl Drop for Fill {
     fn drop(&mut self) {
         let progress = self.progress.get_mut();
+        if progress.stored {
+            return;
+        }
         let held = progress.chunks.iter().map(|chunk| chunk.len() as u64).sum();
         self.held.fetch_sub(held, Ordering::Relaxed);
     }

@@ -17,10 +17,11 @@ use pingora::cache::trace::SpanHandle;
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
 
+use super::disk::Disk;
 use super::file::Stored;
 use super::fill::{Along, Cut, Fill, Outcome};
-use super::object::{Body, Head, Object};
-use super::{EMPTY, PATIENCE, SHORT, Store};
+use super::object::{Body, Head, Object, born};
+use super::{SHORT, Store};
 use crate::cache::key::variant;
 use crate::cache::purge::Purged;
 
@@ -37,13 +38,22 @@ impl Store {
         if let Some(fill) = self.on_its_way(slot).filter(|fill| own(&fill.head))
             && let Some(along) = fill.join()
         {
-            return Some((fill.head.meta(&EMPTY).ok()?, Box::new(Hit::new(Source::Along(along)))));
+            return Some((fill.head.meta().ok()?, Box::new(Hit::new(Source::Along(along)))));
         }
         match self.memory.get(&slot) {
             Some(object) if own(&object.head) => self.hit(slot, object).await,
             Some(_) => None,
             None => {
-                let object = self.load(slot).await?;
+                let disk = self.disk.as_ref().filter(|disk| disk.may_have(slot))?;
+                // One reads it, and whoever wants it as well waits for that.
+                let object = match self.memory.get_value_or_guard_async(&slot).await {
+                    Ok(object) => object,
+                    Err(place) => {
+                        let object = Arc::new(self.load(disk, slot).await?);
+                        // It was stored anew, or removed, in the meantime.
+                        place.insert(object.clone()).ok().map(|()| object).or_else(|| self.memory.get(&slot))?
+                    }
+                };
                 match own(&object.head) {
                     true => self.hit(slot, object).await,
                     false => None,
@@ -53,61 +63,57 @@ impl Store {
     }
 
     async fn hit(&'static self, slot: u128, object: Arc<Object>) -> Option<(CacheMeta, HitHandler)> {
-        if object.used()
-            && let Some(disk) = &self.disk
-            && !disk.keep(slot, &object)
-        {
-            // Another time.
-            object.kept.store(false, Ordering::Relaxed);
+        if object.used() {
+            self.keep(slot, &object);
         }
         let source = match &object.body {
             Body::Memory(_) => Source::Memory(object.clone()),
             Body::Disk(_) => {
-                let disk = self.disk.clone()?;
-                let stored = self.blocking(move || disk.body(slot)).await.or_else(|| {
-                    self.memory.remove(&slot);
+                let (disk, born) = (self.disk.clone()?, object.head.born());
+                let stored = Disk::ask(&disk, move |disk| disk.body(slot, born)).await.or_else(|| {
+                    self.memory.remove_if(&slot, |now| Arc::ptr_eq(now, &object));
                     None
                 })?;
                 Source::Disk { store: self, slot, object: object.clone(), stored: Arc::new(stored) }
             }
         };
-        let meta = object.head.meta(&EMPTY).ok()?;
+        let meta = object.head.meta().ok()?;
         Some((meta, Box::new(Hit::new(source))))
     }
 
-    /// What is on disk comes into memory: whole, if it is short.
-    async fn load(&'static self, slot: u128) -> Option<Arc<Object>> {
-        let disk = self.disk.clone().filter(|disk| disk.may_have(slot))?;
-        let short = self.longest().min(SHORT);
-        let object = self
-            .blocking(move || {
-                let (mut head, stored) = disk.get(slot)?;
-                head.complete(stored.len).ok()?;
-                if stored.len > short {
-                    return Some(Object::new(head, Body::Disk(stored.len), true));
-                }
-                match stored.body() {
-                    Ok(body) => Some(Object::new(head, Body::Memory(body), true)),
-                    Err(error) => {
-                        disk.broken(slot, &error);
-                        None
-                    }
-                }
-            })
-            .await?;
-        let object = Arc::new(object);
-        self.memory.insert(slot, object.clone());
-        Some(object)
+    /// An object is due on disk.
+    fn keep(&self, slot: u128, object: &Arc<Object>) {
+        let Some(disk) = &self.disk else { return };
+        if !disk.keep(slot, object) {
+            // Another time.
+            object.kept.store(false, Ordering::Relaxed);
+            return;
+        }
+        // Whoever took its place meanwhile has had older files deleted before this one was in the queue.
+        let now = self.memory.peek(&slot);
+        if now.as_ref().is_none_or(|now| !Arc::ptr_eq(now, object)) {
+            disk.remove(slot, now.map(|now| now.head.born()));
+        }
     }
 
-    /// Asks the disk; one that hangs is no reason for a request to hang.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
-        tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(work)).await.ok()?.ok()?
+    /// What is on disk, for memory: whole, if it is short.
+    async fn load(&self, disk: &Arc<Disk>, slot: u128) -> Option<Object> {
+        let short = self.longest().min(SHORT);
+        let load = move |disk: &Disk| {
+            let (mut head, stored) = disk.get(slot)?;
+            head.complete(stored.len).ok()?;
+            if stored.len > short {
+                return Some(Object::new(head, Body::Disk(stored.len), true));
+            }
+            let body = stored.body().inspect_err(|error| disk.broken(slot, error)).ok()?;
+            Some(Object::new(head, Body::Memory(body), true))
+        };
+        Disk::ask(disk, load).await
     }
 
     /// A body of it turned out to be broken.
-    fn rotten(&self, slot: u128, error: &std::io::Error) {
-        self.memory.remove(&slot);
+    fn rotten(&self, slot: u128, object: &Arc<Object>, error: &std::io::Error) {
+        self.memory.remove_if(&slot, |now| Arc::ptr_eq(now, object));
         if let Some(disk) = &self.disk {
             disk.broken(slot, error);
         }
@@ -149,21 +155,19 @@ impl Storage for Store {
 
     async fn update_meta(&'static self, key: &CacheKey, meta: &CacheMeta, _trace: &SpanHandle) -> Result<bool> {
         let slot = slot(key);
-        let Some(old) = self.memory.peek(&slot).filter(|old| *old.head.primary == *key.primary_key()) else {
-            return Ok(false);
-        };
+        // What was found to hold may have been replaced meanwhile: then this head is not of what is stored.
+        let same = |old: &Arc<Object>| *old.head.primary == *key.primary_key() && old.head.born() == born(meta.created());
+        let Some(old) = self.memory.peek(&slot).filter(same) else { return Ok(false) };
         let mut head = Head::new(key.primary_key(), meta)?;
         head.complete(old.body.len())?;
         let object = Arc::new(Object::new(head, old.body.clone(), old.kept.load(Ordering::Relaxed)));
         // It was used: an object that is validated over and over is worth keeping.
         let due = object.used();
         self.memory.insert(slot, object.clone());
-        if let Some(disk) = &self.disk {
-            match due {
-                true if !disk.keep(slot, &object) => object.kept.store(false, Ordering::Relaxed),
-                true => {}
-                false => disk.refresh(slot, &object),
-            }
+        match (due, &self.disk) {
+            (true, _) => self.keep(slot, &object),
+            (false, Some(disk)) => disk.refresh(slot, &object),
+            (false, None) => {}
         }
         Ok(true)
     }
@@ -236,6 +240,11 @@ impl Hit {
         }
     }
 
+    /// Does it pass without being stored?
+    pub fn is_lost(&self) -> bool {
+        matches!(&self.source, Source::Along(along) if along.fill().is_lost())
+    }
+
     /// Is it still coming?
     pub fn is_partial(&self) -> bool {
         matches!(self.source, Source::Along(_))
@@ -270,7 +279,7 @@ impl Hit {
     }
 
     async fn next_on_disk(&mut self) -> Result<Option<Bytes>> {
-        let Source::Disk { store, slot, stored, .. } = &self.source else { return Ok(None) };
+        let Source::Disk { store, slot, object, stored } = &self.source else { return Ok(None) };
         let end = self.end.unwrap_or(stored.len).min(stored.len);
         let at = self.at;
         if at >= end {
@@ -291,7 +300,7 @@ impl Hit {
                 Ok(Some(chunk.slice((at - begin) as usize..(to - begin) as usize)))
             }
             Err(error) => {
-                store.rotten(*slot, &error);
+                store.rotten(*slot, object, &error);
                 Err(Error::because(ErrorType::ReadError, "the cache's file is broken", error))
             }
         }

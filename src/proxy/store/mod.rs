@@ -223,12 +223,13 @@ impl Store {
 
     /// Forgets an object with its variants.
     pub fn remove(&self, slot: u128) {
-        for fill in self.fills(slot).lock().remove(&slot).into_iter().flatten() {
+        // Whoever writes them takes them out: the engine wants to find what it has just begun.
+        for fill in self.fills(slot).lock().get(&slot).into_iter().flatten() {
             fill.lose();
         }
         self.memory.remove(&slot);
         if let Some(disk) = &self.disk {
-            disk.remove(slot);
+            disk.remove(slot, None);
         }
     }
 
@@ -250,9 +251,7 @@ impl Store {
 
     /// Why the last response under a key was not stored, if it was not.
     pub fn unstored(&self, key: &Key) -> Option<&'static str> {
-        let mut engine = CacheKey::new(key.primary.clone(), "");
-        engine.set_primary_bin_override(key.hash.to_be_bytes());
-        self.predictor.predicted_uncacheable_reason(&engine).map(|reason| reason.as_str())
+        self.predictor.predicted_uncacheable_reason(&engine_key(key)).map(|reason| reason.as_str())
     }
 
     fn fills(&self, slot: u128) -> &Mutex<Fills> {
@@ -353,21 +352,27 @@ impl Store {
             }
             match chunks {
                 Some(chunks) => {
-                    let body = Body::Memory(compact(&chunks));
-                    self.put(fill.slot, Object::new(head, body, self.disk.is_none()));
+                    let chunks = compact(&chunks);
+                    fill.settle(&chunks);
+                    let born = head.born();
+                    self.put(fill.slot, Object::new(head, Body::Memory(chunks), self.disk.is_none()));
                     // An older one must not come back.
                     if let Some(disk) = &self.disk {
-                        disk.remove(fill.slot);
+                        disk.remove(fill.slot, Some(born));
                     }
                 }
                 None => {
                     let committed = self.disk.as_ref().map(|disk| disk.commit(&fill, head.clone()));
                     // Until the file has its place whoever comes reads along.
                     tokio::spawn(async move {
-                        if let Some(committed) = committed
-                            && committed.await.is_ok()
-                        {
-                            self.put(fill.slot, Object::new(head, Body::Disk(len), true));
+                        let committed = match committed {
+                            Some(committed) => committed.await.is_ok(),
+                            None => false,
+                        };
+                        match committed {
+                            true => self.put(fill.slot, Object::new(head, Body::Disk(len), true)),
+                            // An older one must not come back.
+                            false => self.remove(fill.slot),
                         }
                         self.hide(&fill);
                     });
@@ -383,6 +388,13 @@ impl Store {
     fn put(&self, slot: u128, object: Object) {
         self.memory.insert(slot, Arc::new(object));
     }
+}
+
+/// A key, as the engine wants it.
+pub fn engine_key(key: &Key) -> CacheKey {
+    let mut engine = CacheKey::new(key.primary.clone(), "");
+    engine.set_primary_bin_override(key.hash.to_be_bytes());
+    engine
 }
 
 /// Into how many parts memory is divided, each with a lock of its own; a small one into fewer, for no object is longer
@@ -422,6 +434,3 @@ fn compact(chunks: &[Bytes]) -> Box<[Bytes]> {
     }
     all.into()
 }
-
-/// How long a disk may take to be asked before a request goes on without it.
-const PATIENCE: Duration = Duration::from_secs(2);

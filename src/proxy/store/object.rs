@@ -1,6 +1,6 @@
 //! A stored response: its head, and where its body is.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -78,10 +78,10 @@ impl Head {
     }
 
     /// For the engine.
-    pub fn meta(&self, empty: &[u8]) -> Result<CacheMeta> {
+    pub fn meta(&self) -> Result<CacheMeta> {
         let header = self.lines.header()?;
         if let Some(internal) = &self.internal {
-            let mut meta = CacheMeta::deserialize(internal, empty)?;
+            let mut meta = CacheMeta::deserialize(internal, &super::EMPTY)?;
             *meta.response_header_mut() = header;
             return Ok(meta);
         }
@@ -112,6 +112,11 @@ impl Head {
         Ok(())
     }
 
+    /// When the body was made, in nanoseconds since 1970: a 304 changes the head and not this.
+    pub fn born(&self) -> u64 {
+        born(self.times.created)
+    }
+
     /// URL, without its scheme.
     pub fn url(&self) -> &str {
         Key::url(&self.primary)
@@ -124,7 +129,7 @@ impl Head {
 
     /// What it is at this moment.
     pub fn now(&self, tier: &'static str, bytes: u64) -> Option<StoredNow> {
-        let meta = self.meta(&super::EMPTY).ok()?;
+        let meta = self.meta().ok()?;
         let now = SystemTime::now();
         let seconds = |span: std::time::Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
         Some(StoredNow {
@@ -151,6 +156,11 @@ impl Head {
     }
 }
 
+/// See [`Head::born`].
+pub fn born(created: SystemTime) -> u64 {
+    created.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
 /// A stored response. It never changes; a newer one takes its place.
 #[derive(Debug)]
 pub struct Object {
@@ -158,8 +168,6 @@ pub struct Object {
     pub head: Head,
     /// The body.
     pub body: Body,
-    /// How often it was used, up to a few times.
-    uses: AtomicU8,
     /// It is on disk, or on its way there.
     pub kept: AtomicBool,
 }
@@ -186,7 +194,7 @@ impl Body {
 impl Object {
     /// A response.
     pub fn new(head: Head, body: Body, kept: bool) -> Self {
-        Self { head, body, uses: AtomicU8::new(0), kept: AtomicBool::new(kept) }
+        Self { head, body, kept: AtomicBool::new(kept) }
     }
 
     /// Bytes of memory.
@@ -201,9 +209,6 @@ impl Object {
     /// Used once more. Is it due on disk, and nobody else says so?
     pub fn used(&self) -> bool {
         // Whoever comes later need not write to memory that all share.
-        if self.uses.load(Ordering::Relaxed) < 2 {
-            self.uses.fetch_add(1, Ordering::Relaxed);
-        }
         !self.kept.load(Ordering::Relaxed) && !self.kept.swap(true, Ordering::Relaxed)
     }
 }
