@@ -187,6 +187,11 @@ pub fn unit(hash: u64) -> f32 {
     (hash >> 40) as f32 / (1u64 << 24) as f32
 }
 
+/// Is a header's `name` the same as `known` (both lower case) to servers that take an underscore for a dash?
+pub fn same_header(known: &str, name: &str) -> bool {
+    known.len() == name.len() && known.bytes().zip(name.bytes()).all(|(k, n)| k == n || (k == b'-' && n == b'_'))
+}
+
 /// A host without its port and trailing dot. Case is kept; compare without it.
 pub fn host_name(authority: &str) -> &str {
     let host = if authority.starts_with('[') {

@@ -108,11 +108,12 @@ impl State {
         self.metrics.cache.purges.inc_by(purges.len() as u64);
         let (store, ours) = (self.store, purges.clone());
         let kept = tokio::task::spawn_blocking(move || store.purge(&ours)).await;
-        kept.unwrap_or_else(|lost| Err(io::Error::other(lost)))?;
-        match &self.cluster {
-            Some(cluster) => Ok(cluster.purge(purges).await),
-            None => Ok(None),
-        }
+        // It holds here, whether it could be written or not, and others have disks of their own.
+        let heard = match &self.cluster {
+            Some(cluster) => cluster.purge(purges).await,
+            None => None,
+        };
+        kept.unwrap_or_else(|lost| Err(io::Error::other(lost))).map(|()| heard)
     }
 
     /// Remembers a request that is over.

@@ -281,12 +281,13 @@ struct Asking {
     country: String,
     trusted: bool,
     tls: bool,
+    route: Option<String>,
 }
 
 impl Default for Asking {
     fn default() -> Self {
         let (host, path, country) = ("a.do".to_owned(), "/".to_owned(), "XX".to_owned());
-        Self { host, path, query: None, headers: Vec::new(), country, trusted: false, tls: false }
+        Self { host, path, query: None, headers: Vec::new(), country, trusted: false, tls: false, route: None }
     }
 }
 
@@ -313,6 +314,7 @@ impl Asking {
         let headers = headers(&self.headers);
         let wanted = Wanted {
             tls: self.tls,
+            route: self.route.as_deref(),
             host: &self.host,
             path: &self.path,
             query: self.query.as_deref(),

@@ -53,6 +53,8 @@ pub enum Query {
 pub struct Wanted<'a> {
     /// Over TLS.
     pub tls: bool,
+    /// The route, where more than the URL decides which it is.
+    pub route: Option<&'a str>,
     /// The authority as it was sent.
     pub host: &'a str,
     /// Path and query as the origin gets them.
@@ -79,6 +81,11 @@ impl Key {
         part(&mut primary, url.as_bytes());
         // Where the host ends, whatever a path may begin with.
         part(&mut primary, &wanted.host.len().to_be_bytes());
+        if let Some(route) = wanted.route {
+            // No header is called so.
+            part(&mut primary, b":route");
+            part(&mut primary, route.as_bytes());
+        }
         if wanted.trusted_peer {
             for name in FORWARDED {
                 for value in wanted.headers.get_all(name) {

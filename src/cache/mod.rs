@@ -27,6 +27,7 @@ use http::{HeaderName, Method, header};
 use smallvec::SmallVec;
 
 use crate::config::units::Secret;
+use crate::request::same_header;
 use crate::rules::{Filter, View};
 use freshness::{Edge, Terms};
 use key::{Key, Parts, Wanted};
@@ -75,6 +76,8 @@ pub struct RouteCache {
     pub enabled: bool,
     /// Clients may ask for what is fresher, or not to be stored.
     pub request_directives: bool,
+    /// More than the URL decides whether a request is the route's: what it answers is nobody else's.
+    pub conditional: bool,
 }
 
 /// A rule that can run.
@@ -160,7 +163,7 @@ pub struct Lookup {
 pub enum Bypass {
     /// Its method is neither GET nor HEAD.
     Method,
-    /// It has a body, or asks for another protocol.
+    /// It has a body, asks for another protocol, or wants the answer of one region and no other.
     Request,
     /// A rule says so.
     Rule(u16),
@@ -240,7 +243,7 @@ impl Cache {
             return Asked::Bypass(Bypass::Request);
         }
         let directives = if route.request_directives { reuse::wanted(facts.headers) } else { fields::Directives::default() };
-        let key = Key::new(&wanted(view), self.policy(&applied).key);
+        let key = Key::new(&wanted(view, route), self.policy(&applied).key);
         let (no_store, only_if_cached) = (directives.no_store, directives.only_if_cached);
         Asked::Lookup(Box::new(Lookup { key, applied, no_store, only_if_cached }))
     }
@@ -276,10 +279,11 @@ impl Cache {
 }
 
 /// A request as keys see it: path and query as the origin gets them.
-pub fn wanted<'a>(view: &'a View<'_>) -> Wanted<'a> {
+fn wanted<'a>(view: &'a View<'_>, route: RouteCache) -> Wanted<'a> {
     let (path, query) = view.target.rewritten;
     Wanted {
         tls: view.facts.tls,
+        route: view.route.filter(|_| route.conditional),
         host: view.facts.host,
         path: if path { &view.target.path } else { view.target.raw_path },
         query: if query { Some(&*view.target.query).filter(|q| !q.is_empty()) } else { view.target.raw_query },
@@ -290,8 +294,8 @@ pub fn wanted<'a>(view: &'a View<'_>) -> Wanted<'a> {
 }
 
 /// Headers that frameworks make something of, and no client needs: what is stored for all must not hang on them.
-/// (Kettle, Practical Web Cache Poisoning, 2018.) Dropped from what may be stored, unless they are part of its key.
-pub const UNKEYED: [&str; 14] = [
+/// (Kettle, Practical Web Cache Poisoning, 2018.)
+const UNKEYED: [&str; 14] = [
     "x-forwarded-path",
     "x-forwarded-prefix",
     "x-forwarded-scheme",
@@ -308,16 +312,33 @@ pub const UNKEYED: [&str; 14] = [
     "x-url-scheme",
 ];
 
+/// Must a request header (lower case) be dropped from what may be stored, since it is part of no key? Servers that make
+/// variables of names take an underscore for a dash, and so `keyed` has only the dashed one.
+pub fn is_unkeyed(name: &str, keyed: &[HeaderName]) -> bool {
+    name.starts_with('x') && UNKEYED.iter().any(|known| same_header(known, name)) && keyed.iter().all(|keyed| keyed != name)
+}
+
+/// The method that purges a URL, as Varnish and Squid have it.
+pub const PURGE: &str = "PURGE";
+
+/// May whoever sends this purge (`Authorization: Bearer …`)?
+pub fn may_purge(token: &Secret, headers: &http::HeaderMap) -> bool {
+    let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let given = given.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
+    crate::signing::same(token.reveal(), std::str::from_utf8(given).unwrap_or_default().trim())
+}
+
 /// Fields in which origins name a response's tags; they are not for clients.
 pub const TAG_FIELDS: [&str; 2] = ["cache-tag", "surrogate-key"];
 
 /// A response's tags, as its origin names them: `Cache-Tag` with commas, `Surrogate-Key` with spaces between.
 pub fn tags_of(headers: &http::HeaderMap) -> impl Iterator<Item = &str> {
-    let of = |name: &'static str, by: char| {
+    let of = |name, by: char| {
         let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
         lines.flat_map(move |line| line.split(by)).map(str::trim).filter(|tag| !tag.is_empty())
     };
-    of("cache-tag", ',').chain(of("surrogate-key", ' '))
+    let [commas, spaces] = TAG_FIELDS;
+    of(commas, ',').chain(of(spaces, ' '))
 }
 
 /// Which path and query `Location` and `Content-Location` mean, if they are of the same host (RFC 9111, section 4.4).

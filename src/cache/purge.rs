@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -219,12 +221,19 @@ impl Purges {
 /// forgotten counts as invalid until then.
 #[derive(Debug)]
 pub struct Invalidated {
-    shards: [Mutex<Shard>; 64],
+    shards: [Shard; 64],
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    times: HashMap<u64, u64>,
+    /// The last time of all. Whoever hits what is newer, as nearly everybody does, takes no lock.
+    last: AtomicU64,
+    times: Mutex<Times>,
+}
+
+#[derive(Debug, Default)]
+struct Times {
+    of: HashMap<u64, u64>,
     /// What was asked for until then is invalid, whatever it is.
     forgotten: u64,
 }
@@ -234,12 +243,12 @@ const URLS: usize = 4096;
 
 impl Default for Invalidated {
     fn default() -> Self {
-        Self { shards: std::array::from_fn(|_| Mutex::default()) }
+        Self { shards: std::array::from_fn(|_| Shard::default()) }
     }
 }
 
 impl Invalidated {
-    fn shard(&self, hash: u64) -> &Mutex<Shard> {
+    fn shard(&self, hash: u64) -> &Shard {
         let [first, ..] = &self.shards;
         self.shards.get((hash % 64) as usize).unwrap_or(first)
     }
@@ -247,18 +256,24 @@ impl Invalidated {
     /// What was asked for until `at` is invalid.
     pub fn add(&self, url: &str, at: u64) {
         let hash = crate::request::hash(url.as_bytes());
-        let mut shard = self.shard(hash).lock();
-        if shard.times.len() >= URLS && !shard.times.contains_key(&hash) {
-            shard.forgotten = shard.times.values().copied().max().unwrap_or_default();
-            shard.times.clear();
+        let shard = self.shard(hash);
+        let mut times = shard.times.lock();
+        if times.of.len() >= URLS && !times.of.contains_key(&hash) {
+            times.forgotten = times.of.values().copied().max().unwrap_or_default();
+            times.of.clear();
         }
-        shard.times.insert(hash, at);
+        times.of.insert(hash, at);
+        shard.last.fetch_max(at, Relaxed);
     }
 
     /// Is it invalid, having been asked for at `asked`?
     pub fn check(&self, url: &str, asked: u64) -> bool {
         let hash = crate::request::hash(url.as_bytes());
-        let shard = self.shard(hash).lock();
-        shard.forgotten >= asked || shard.times.get(&hash).is_some_and(|at| *at >= asked)
+        let shard = self.shard(hash);
+        if shard.last.load(Relaxed) < asked {
+            return false;
+        }
+        let times = shard.times.lock();
+        times.forgotten >= asked || times.of.get(&hash).is_some_and(|at| *at >= asked)
     }
 }

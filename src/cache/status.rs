@@ -1,5 +1,7 @@
 //! What the cache did, in the words of `Cache-Status` (RFC 9211), of metrics and of explanations.
 
+use std::time::{Duration, SystemTime};
+
 use super::freshness::WhyNot;
 
 /// What the cache did with a request.
@@ -62,12 +64,12 @@ impl Status {
         }
     }
 
-    /// The reason for which it went on (section 2.2); none: it was a hit.
+    /// The reason for which it went on (section 2.2); none: it did not.
     fn forward(self) -> Option<&'static str> {
         match self {
-            Self::Hit | Self::Stale => None,
+            Self::Hit | Self::Stale | Self::OnlyIfCached => None,
             Self::StaleError | Self::Revalidated | Self::Expired => Some("stale"),
-            Self::Miss | Self::OnlyIfCached => Some("uri-miss"),
+            Self::Miss => Some("uri-miss"),
             Self::VaryMiss => Some("vary-miss"),
             Self::Request => Some("request"),
             Self::Bypass => Some("bypass"),
@@ -104,6 +106,7 @@ impl Told {
             let _ = std::fmt::Write::write_fmt(&mut field, format_args!("; {parameter}"));
         };
         match status.forward() {
+            None if *status == Status::OnlyIfCached => {}
             None => add(format_args!("hit")),
             Some(reason) => add(format_args!("fwd={reason}")),
         }
@@ -131,6 +134,12 @@ impl Told {
         }
         field
     }
+}
+
+/// Seconds from `now` until `then`; less than nothing: it is over.
+pub fn seconds_until(then: SystemTime, now: SystemTime) -> i64 {
+    let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
+    then.duration_since(now).map_or_else(|over| -seconds(over.duration()), seconds)
 }
 
 /// A stored response, as it is at this moment.

@@ -4,9 +4,10 @@ mod verdict;
 
 use std::cell::OnceCell;
 
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use smallvec::SmallVec;
 
+use crate::cache::key::Key;
 use crate::cache::{self, Bypass, Lookup};
 use crate::client::address::ClientAddress;
 use crate::client::place::Place;
@@ -236,6 +237,14 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
         }
     }
 
+    // Whoever purges is a client like any other up to here.
+    if let Some(token) = &snapshot.cache.purge_token
+        && facts.method.as_str() == cache::PURGE
+    {
+        let may = cache::may_purge(token, facts.headers);
+        return trail.refuse(if may { Refusal::Purged } else { Refusal::PurgeRefused }, None);
+    }
+
     // What the origin would see, for that is what the answer is of.
     if !applied.is_empty() {
         let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(view(), &applied) };
@@ -246,6 +255,10 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     match snapshot.cache.look(route.cache, view) {
         cache::Asked::Off => {}
         cache::Asked::Bypass(bypass) => trail.bypass = Some(bypass),
+        // One region's answer is wanted, and that of no other.
+        cache::Asked::Lookup(_) if insists(route, facts) || wrote(snapshot, route, facts) => {
+            trail.bypass = Some(Bypass::Request);
+        }
         cache::Asked::Lookup(lookup) => {
             trail.cache = Some(lookup);
             if !trail.missed && mode == Mode::Commit {
@@ -409,6 +422,25 @@ pub fn responded(
         true => snapshot.transforms.response(&view, &applied),
         false => Vec::new(),
     }
+}
+
+/// Under which key the response to a GET of the same target is stored, if it may be.
+pub fn stored_under(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision, now: Moment) -> Option<Key> {
+    let facts = &Facts { method: &Method::GET, has_body: false, ..*facts };
+    let asker = asker(snapshot, &decision.client, &decision.place, now);
+    let (target, _) = rewritten(snapshot, facts, asker, Target::new(facts));
+    let route = snapshot.route(decision.route?.route)?;
+    let mut view = View::new(facts, &target, asker);
+    view.route = Some(&route.name);
+    match snapshot.cache.look(route.cache, || &view) {
+        cache::Asked::Lookup(lookup) => Some(lookup.key),
+        cache::Asked::Off | cache::Asked::Bypass(_) => None,
+    }
+}
+
+/// Does the client insist on a region?
+fn insists(route: &Route, facts: &Facts<'_>) -> bool {
+    route.client_regions && FORCE.iter().any(|name| facts.headers.contains_key(*name))
 }
 
 /// What a client says of regions.

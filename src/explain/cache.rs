@@ -48,7 +48,9 @@ pub(super) fn cache(snapshot: &Snapshot, facts: &Facts<'_>, asked: &Asked, decis
         (Some(Bypass::Method), _) => {
             "not looked up: only GET and HEAD are; what it changes is removed once it succeeds".to_owned()
         }
-        (Some(Bypass::Request), _) => "not looked up: it has a body, or asks for another protocol".to_owned(),
+        (Some(Bypass::Request), _) => {
+            "not looked up: it has a body, asks for another protocol, or wants one region's answer and no other".to_owned()
+        }
         (Some(Bypass::Rule(at)), _) => format!("not looked up: rule {} says so", rule(&at).unwrap_or_default()),
         (None, Some(lookup)) if lookup.no_store => "not looked up: the request says no-store".to_owned(),
         (None, Some(lookup)) if lookup.only_if_cached => "looked up; if it is not there: 504, as the request says".to_owned(),

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::edge::{Context, REQUEST_ID};
 use super::facts::host;
 use super::headers;
+use crate::cache::status::{Status, Told};
 use crate::limits;
 use crate::request::{argument, is_request_id};
 use crate::respond::Refusal;
@@ -21,6 +22,9 @@ use crate::waf::{Action, Answer};
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+
+/// What the cache did (RFC 9211).
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What the client gets beside status, `Proxy-Status` and the like.
 struct Content {
@@ -124,6 +128,18 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
             Content { kind: JSON, body: format!("{body}\n").into(), more: Vec::new() }
         }
         Refusal::Redirected { .. } => Content { more: earned().map(|to| (header::LOCATION, to)).into_iter().collect(), ..text() },
+        Refusal::NotCached => {
+            let told = Told {
+                status: Status::OnlyIfCached,
+                forward_status: None,
+                ttl: None,
+                stored: false,
+                collapsed: false,
+                why: None,
+            };
+            let field = HeaderValue::from_str(&told.field()).ok();
+            Content { more: field.map(|field| (CACHE_STATUS, field)).into_iter().collect(), ..text() }
+        }
         Refusal::NoRoute
         | Refusal::BadRequest
         | Refusal::RequestTimeout
@@ -135,7 +151,6 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
         | Refusal::Shed { .. }
         | Refusal::ReplayRefused { .. }
         | Refusal::LimitUnavailable
-        | Refusal::NotCached
         | Refusal::Purged
         | Refusal::PurgeRefused
         | Refusal::Blocked { rule: None, .. }

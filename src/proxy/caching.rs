@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Version, header};
 use pingora::cache::key::{CacheKey, HashBinary};
 use pingora::cache::lock::CacheKeyLockImpl;
 use pingora::cache::storage::HitHandler;
@@ -13,18 +13,22 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession as HttpSession;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use smallvec::SmallVec;
 
+use super::answer::CACHE_STATUS;
+use super::clock;
 use super::edge::Context;
-use super::facts::host;
-use super::store::{Hit, Noted, Store};
+use super::facts::{Given, facts, host};
+use super::store::{Hit, Noted, Store, engine_key};
 use crate::cache::freshness::{Exchange, WhyNot, judge};
-use crate::cache::key::{Key, Wanted, variance};
+use crate::cache::key::{Key, variance};
 use crate::cache::purge::{Purged, millis};
 use crate::cache::reuse::{self, Held, Use};
-use crate::cache::status::{Status, Told};
+use crate::cache::status::{Status, Told, seconds_until};
 use crate::cache::{Bypass, Cookies, Lookup, TAG_FIELDS, same_host_target, tags_of, vary};
-use crate::decide::Next;
-use crate::request::is_safe;
+use crate::decide::{self, Next};
+use crate::request::{Facts, Seen, is_safe};
+use crate::respond::Refusal;
 use crate::respond::headers::{Pass, pass};
 
 /// What tells of a message and its connection, and not of the response (RFC 9111, section 3.1).
@@ -60,8 +64,6 @@ pub struct Caching {
     why: Option<WhyNot>,
     /// The origin failed, and what is stale is served.
     pub fails: bool,
-    /// What the cache did.
-    pub status: Option<Status>,
 }
 
 /// One request more that waits.
@@ -91,7 +93,6 @@ impl Caching {
             own: Vec::new(),
             why: None,
             fails: false,
-            status: None,
         }
     }
 
@@ -106,6 +107,11 @@ impl Caching {
 /// What may be looked up.
 fn lookup(ctx: &Context) -> Option<&Lookup> {
     ctx.decision.as_ref()?.cache.as_deref()
+}
+
+/// Is the cache in force for the request, whether it is looked up or not?
+fn in_force(ctx: &Context) -> bool {
+    ctx.decision.as_ref().is_some_and(|decision| decision.cache.is_some() || decision.bypass.is_some())
 }
 
 /// Lets the engine look the request up, if it may be.
@@ -125,14 +131,25 @@ pub fn begin(session: &mut Session, ctx: &mut Context, store: &'static Store) {
     let mut overrides = CacheOptionOverrides::default();
     overrides.wait_timeout = Some(total);
     session.cache.enable(store, None, Some(&store.predictor), lock, Some(overrides));
+    // A response comes into the store no slower because whoever caused it reads slowly.
+    session.set_proxy_tasks_enabled(true);
+}
+
+/// What turned out not to be stored comes as fast as its client takes it: nothing would hold the rest.
+pub fn pace(session: &mut Session) {
+    if !session.as_downstream().supports_proxy_task_api() {
+        return;
+    }
+    let reader = session.cache.miss_body_reader().and_then(|reader| reader.as_any().downcast_ref::<Hit>());
+    if reader.is_some_and(Hit::is_lost) {
+        session.set_proxy_tasks_enabled(false);
+    }
 }
 
 /// The key, as the engine wants it.
 pub fn key(ctx: &Context) -> Result<CacheKey> {
     let Some(lookup) = lookup(ctx) else { return Error::e_explain(ErrorType::InternalError, "there is no key") };
-    let mut key = CacheKey::new(lookup.key.primary.clone(), "");
-    key.set_primary_bin_override(lookup.key.hash.to_be_bytes());
-    Ok(key)
+    Ok(engine_key(&lookup.key))
 }
 
 /// Which variant the request is for, if the response has several.
@@ -308,8 +325,11 @@ fn freshen(header: &mut ResponseHeader, validated: &ResponseHeader) -> Result<()
 }
 
 /// May what is stale be served: while it is fetched again, or, with an error, since that was all?
-pub fn may_be_stale(ctx: &mut Context, error: Option<&Error>) -> bool {
-    let Some(error) = error else { return true };
+pub fn may_be_stale(session: &mut Session, ctx: &mut Context, error: Option<&Error>) -> bool {
+    let Some(error) = error else {
+        as_first(session);
+        return true;
+    };
     if ctx.stopped.is_some() || *error.esource() == ErrorSource::Downstream {
         return false;
     }
@@ -322,6 +342,20 @@ pub fn may_be_stale(ctx: &mut Context, error: Option<&Error>) -> bool {
     true
 }
 
+/// The engine makes its own request of this one to fetch it again, and writes it down as HTTP/1.1 has it.
+fn as_first(session: &mut Session) {
+    let host = session.req_header().uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+    if session.as_downstream().is_http2()
+        && let Some(host) = host
+    {
+        let request = session.req_header_mut();
+        request.set_version(Version::HTTP_11);
+        if let Err(error) = request.insert_header(header::HOST, host) {
+            tracing::debug!(%error, "what is stale is not fetched again");
+        }
+    }
+}
+
 /// A response that was on its way into the store is given up for another: the engine takes only one.
 pub fn give_up(session: &mut Session, ctx: &mut Context) {
     if ctx.caching.as_mut().is_some_and(|caching| std::mem::take(&mut caching.filling)) && session.cache.enabled() {
@@ -332,40 +366,39 @@ pub fn give_up(session: &mut Session, ctx: &mut Context) {
 /// After an unsafe request what it changed is not what is stored any more (RFC 9111, section 4.4).
 pub fn invalidate(session: &Session, ctx: &Context, response: &ResponseHeader, store: &Store) {
     let request = session.req_header();
-    let cached = ctx.route().is_some_and(|route| route.cache.enabled) || !ctx.live.snapshot.cache.rules.is_empty();
-    if is_safe(&request.method) || !cached || !(response.status.is_success() || response.status.is_redirection()) {
+    let succeeded = response.status.is_success() || response.status.is_redirection();
+    if is_safe(&request.method) || !in_force(ctx) || !succeeded {
         return;
     }
-    let Some(decision) = &ctx.decision else { return };
     let host = host(session);
-    let sent = request.uri.path_and_query().map_or("/", |target| target.as_str());
-    let target = decision.changes.as_ref().and_then(|changes| changes.target.as_deref()).unwrap_or(sent);
-    let path = target.split('?').next().unwrap_or_default();
-    let mut targets = vec![std::borrow::Cow::Borrowed(target)];
+    let (path, query) = (request.uri.path(), request.uri.query());
+    let mut keys: SmallVec<[Key; 3]> = stored_under(session, ctx, path, query).into_iter().collect();
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let location = response.headers.get(name).and_then(|value| value.to_str().ok());
-        targets.extend(location.and_then(|location| same_host_target(location, host, path)));
+        let Some(target) = location.and_then(|location| same_host_target(location, host, path)) else { continue };
+        let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
+        keys.extend(stored_under(session, ctx, path, query));
     }
     let now = millis(SystemTime::now());
-    for target in targets {
-        let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
-        let wanted = Wanted {
-            tls: false,
-            host,
-            path,
-            query,
-            headers: &request.headers,
-            country: decision.place.country.as_str(),
-            trusted_peer: decision.client.trusted_peer,
-        };
-        let key = Key::new(&wanted, None);
+    for key in keys {
         ctx.live.snapshot.cache.known.invalidated.add(Key::url(&key.primary), now);
         store.remove(key.hash);
     }
 }
 
+/// Under which key the response to a GET of a target is stored.
+fn stored_under(session: &Session, ctx: &Context, path: &str, query: Option<&str>) -> Option<Key> {
+    let request_id = ctx.request_id.to_str().unwrap_or("-");
+    let given = Given { has_body: false, body: Seen::Unread, request_id, chance: ctx.chance };
+    let facts = Facts { path, query, ..facts(session, given) };
+    decide::stored_under(&ctx.live.snapshot, &facts, ctx.decision.as_ref()?, clock::now())
+}
+
 /// What the cache did with the request.
-fn status(session: &Session, ctx: &Context) -> Option<Status> {
+pub fn status(session: &Session, ctx: &Context) -> Option<Status> {
+    if ctx.refusal == Some(Refusal::NotCached) {
+        return Some(Status::OnlyIfCached);
+    }
     let decision = ctx.decision.as_ref()?;
     match decision.bypass {
         Some(Bypass::Method) => return Some(Status::Method),
@@ -394,23 +427,23 @@ fn status(session: &Session, ctx: &Context) -> Option<Status> {
 
 /// Tells the client what the cache did, and gives it what is its own.
 pub fn tell(session: &Session, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+    if in_force(ctx) {
+        for name in TAG_FIELDS {
+            response.remove_header(name);
+        }
+    }
     let Some(status) = status(session, ctx) else { return Ok(()) };
+    ctx.cached = Some(status);
     let phase = session.cache.phase();
     let meta = session.cache.maybe_cache_meta();
     let filled = matches!(phase, CachePhase::Miss | CachePhase::Expired) && meta.is_some();
     let used = matches!(status, Status::Hit | Status::Stale | Status::StaleError)
         || matches!(phase, CachePhase::Revalidated | CachePhase::RevalidatedNoCache(_));
-    let now = SystemTime::now();
-    let seconds = |span: Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
-    let ttl = meta.filter(|_| filled || used).map(|meta| match meta.fresh_until().duration_since(now) {
-        Ok(left) => seconds(left),
-        Err(over) => -seconds(over.duration()),
-    });
     let last = ctx.planned().and_then(|plan| plan.tries.last()).and_then(|last| last.outcome.status());
     let told = Told {
         status,
         forward_status: last.filter(|last| *last != response.status.as_u16()),
-        ttl,
+        ttl: meta.filter(|_| filled || used).map(|meta| seconds_until(meta.fresh_until(), SystemTime::now())),
         stored: filled || matches!(phase, CachePhase::Revalidated),
         collapsed: session.cache.lock_duration().is_some(),
         why: ctx.caching.as_ref().and_then(|caching| caching.why),
@@ -419,25 +452,21 @@ pub fn tell(session: &Session, response: &mut ResponseHeader, ctx: &mut Context)
         response.insert_header(header::AGE, meta.age().as_secs())?;
     }
     if let Some(caching) = &mut ctx.caching {
-        caching.status = Some(status);
+        caching.waiting = None;
         if filled {
             for (name, value) in caching.own.drain(..) {
                 response.append_header(name, value)?;
             }
         }
     }
-    let decision = ctx.decision.as_ref();
-    if let Some(lookup) = decision.and_then(|d| d.cache.as_deref()) {
-        for name in TAG_FIELDS {
-            response.remove_header(name);
-        }
-        let browser = ctx.live.snapshot.cache.policy(&lookup.applied).browser;
-        if let Some(ttl) = browser.filter(|_| response.status.is_success() || response.status.as_u16() == 304) {
-            response.insert_header(header::CACHE_CONTROL, format!("max-age={}", ttl.as_secs()))?;
-            response.remove_header(&header::EXPIRES);
-        }
+    // Of what is not stored the origin's word stands: it may be somebody's own.
+    let policy = lookup(ctx).map(|lookup| ctx.live.snapshot.cache.policy(&lookup.applied));
+    let browser = policy.and_then(|policy| policy.browser).filter(|_| filled || used);
+    if let Some(ttl) = browser.filter(|_| response.status.is_success() || response.status.as_u16() == 304) {
+        response.insert_header(header::CACHE_CONTROL, format!("max-age={}", ttl.as_secs()))?;
+        response.remove_header(&header::EXPIRES);
     }
-    response.append_header("Cache-Status", told.field())?;
+    response.append_header(CACHE_STATUS, told.field())?;
     Ok(())
 }
 
@@ -468,20 +497,12 @@ pub fn undecided(ctx: &Context) -> bool {
     matches!(ctx.decision.as_ref().map(|d| &d.next), Some(Next::Lookup))
 }
 
-/// The URL that a `PURGE` is for, if it is one and its sender may (`Authorization: Bearer …`); false: it may not.
-pub fn purge(session: &Session, ctx: &Context) -> Option<bool> {
-    let token = ctx.live.snapshot.cache.purge_token.as_ref()?;
-    let request = session.req_header();
-    if request.method != Method::from_bytes(b"PURGE").ok()? {
-        return None;
+/// The URL that a `PURGE` request purges, as the key of what is stored has it.
+pub fn purged_url(session: &Session, ctx: &Context) -> String {
+    let uri = &session.req_header().uri;
+    match stored_under(session, ctx, uri.path(), uri.query()) {
+        Some(key) => Key::url(&key.primary).to_owned(),
+        // Nothing is stored for it now; there may be what was stored by another config.
+        None => format!("{}{}", host(session).to_ascii_lowercase(), uri.path_and_query().map_or("/", |target| target.as_str())),
     }
-    let given = request.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let given = given.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
-    Some(crate::signing::same(token.reveal(), std::str::from_utf8(given).unwrap_or_default().trim()))
-}
-
-/// What a `PURGE` request purges.
-pub fn purged_url(session: &Session) -> String {
-    let target = session.req_header().uri.path_and_query().map_or("/", |target| target.as_str());
-    format!("{}{target}", host(session).to_ascii_lowercase())
 }

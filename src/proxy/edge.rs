@@ -24,6 +24,7 @@ use super::peer::{Prepared, connect_failure, exchange_failure};
 use super::tunnel::{CLOSE_RESTART, Frames};
 use super::{clock, headers, journey, peer as peers, queue, stream};
 use crate::cache::purge::What;
+use crate::cache::status::Status;
 use crate::decide::{Decision, Next};
 use crate::observe::RequestDone;
 use crate::request::Moment;
@@ -58,9 +59,10 @@ impl Edge {
     }
 
     /// Purges the URL of a request.
-    async fn purge(&self, session: &Session) -> Refusal {
-        let what = What::Url(caching::purged_url(session));
-        match self.state.purge(vec![what], false).await {
+    async fn purge(&self, session: &Session, ctx: &Context) -> Refusal {
+        let url = caching::purged_url(session, ctx);
+        tracing::info!(audit = true, url, request_id = ctx.request_id.to_str().unwrap_or("-"), "purged");
+        match self.state.purge(vec![What::Url(url)], false).await {
             Ok(_) => Refusal::Purged,
             Err(error) => {
                 tracing::error!(%error, "a purge cannot be kept");
@@ -97,6 +99,8 @@ pub struct Context {
     header_deadline: Option<Arc<HeaderDeadline>>,
     /// Its way through the cache, if it takes one.
     pub caching: Option<Box<Caching>>,
+    /// What the cache did, as its client was told.
+    pub cached: Option<Status>,
     /// The response is a tunnel: where its frames end.
     tunnel: Option<(Frames, Arc<HeaderDeadline>)>,
 }
@@ -158,6 +162,7 @@ impl ProxyHttp for Edge {
             giving_up: false,
             header_deadline: None,
             caching: None,
+            cached: None,
             tunnel: None,
         }
     }
@@ -175,14 +180,6 @@ impl ProxyHttp for Edge {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
-        if let Some(may) = caching::purge(session, ctx) {
-            let refusal = match may {
-                true => self.purge(session).await,
-                false => Refusal::PurgeRefused,
-            };
-            answer(session, ctx, refusal).await?;
-            return Ok(true);
-        }
         let decision = journey::decided(session, ctx, &self.state).await?;
         let refusal = match &decision.next {
             Next::Refuse(refusal) => Some(*refusal),
@@ -199,6 +196,10 @@ impl ProxyHttp for Edge {
             session.as_downstream_mut().set_read_timeout(idle);
             session.as_downstream_mut().set_write_timeout(idle);
         }
+        let refusal = match refusal {
+            Some(Refusal::Purged) => Some(self.purge(session, ctx).await),
+            refusal => refusal,
+        };
         match refusal {
             Some(refusal) => {
                 answer(session, ctx, refusal).await?;
@@ -240,8 +241,8 @@ impl ProxyHttp for Edge {
         caching::store(session, response, ctx, self.state.store)
     }
 
-    fn should_serve_stale(&self, _session: &mut Session, ctx: &mut Context, error: Option<&Error>) -> bool {
-        caching::may_be_stale(ctx, error)
+    fn should_serve_stale(&self, session: &mut Session, ctx: &mut Context, error: Option<&Error>) -> bool {
+        caching::may_be_stale(session, ctx, error)
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
@@ -413,11 +414,14 @@ impl ProxyHttp for Edge {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         _end: bool,
         ctx: &mut Context,
     ) -> Result<Option<std::time::Duration>> {
+        if ctx.caching.is_some() {
+            caching::pace(session);
+        }
         if let (Some((frames, _)), Some(bytes)) = (&mut ctx.tunnel, body) {
             frames.pass(bytes);
         }
@@ -543,7 +547,7 @@ impl ProxyHttp for Edge {
             limits: &decision.limits.seen,
             class: decision.class,
             shed: ctx.refusal.and_then(Refusal::shed),
-            cache: ctx.caching.as_ref().and_then(|caching| caching.status),
+            cache: ctx.cached.or_else(|| caching::status(session, ctx)),
             plan: ctx.planned(),
             total: now.since(ctx.started),
         });

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::clock;
 use super::edge::{Context, REQUEST_ID};
 use super::facts::{Given, cookie, facts, host, peer};
-use crate::cache::UNKEYED;
+use crate::cache::is_unkeyed;
 use crate::decide::{Changes, WROTE, responded};
 use crate::regions::Affinity;
 use crate::regions::steering::Why;
@@ -34,17 +34,13 @@ pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Conte
     let Some(decision) = &ctx.decision else { return Ok(()) };
     let trusted = decision.client.trusted_peer;
     let header = &ctx.live.snapshot.trust.header;
-    let dropped: SmallVec<[HeaderName; 8]> =
-        request.headers.keys().filter(|name| pass(name.as_str(), header.as_str(), trusted) == Pass::Drop).cloned().collect();
+    let lookup = decision.cache.as_deref();
+    let keyed = lookup.and_then(|lookup| Some(&*ctx.live.snapshot.cache.policy(&lookup.applied).key?.headers));
+    let unkeyed = |name: &HeaderName| lookup.is_some() && is_unkeyed(name.as_str(), keyed.unwrap_or_default());
+    let drops = |name: &&HeaderName| pass(name.as_str(), header.as_str(), trusted) == Pass::Drop || unkeyed(name);
+    let dropped: SmallVec<[HeaderName; 8]> = request.headers.keys().filter(drops).cloned().collect();
     for name in &dropped {
         request.remove_header(name);
-    }
-
-    if let Some(lookup) = &decision.cache {
-        let keyed = ctx.live.snapshot.cache.policy(&lookup.applied).key.map(|parts| &*parts.headers).unwrap_or_default();
-        for name in UNKEYED.iter().filter(|name| keyed.iter().all(|keyed| keyed != *name)) {
-            request.remove_header(*name);
-        }
     }
 
     let peer = peer(session).to_canonical();

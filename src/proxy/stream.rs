@@ -66,7 +66,8 @@ struct Wishes {
 /// Tells the connection of a response: it keeps its date, and `eager` ones are not buffered. HTTP/2 has its own buffers,
 /// and no way to keep the date.
 pub fn tell(session: &Session, response: &ResponseHeader, eager: bool) {
-    if session.as_downstream().is_http2() {
+    // What is fetched in the background has its client's digest, and none of its responses reaches that one.
+    if session.as_downstream().is_http2() || session.subrequest_ctx.is_some() {
         return;
     }
     let digest = session.digest().and_then(|digest| digest.proxy_digest.as_ref());
@@ -124,9 +125,7 @@ impl ClientStream {
         }
         true
     }
-}
 
-impl ClientStream {
     /// Sends what waits in the buffer.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.buffer.is_empty() {
@@ -205,9 +204,11 @@ impl AsyncWrite for ClientStream {
         this.date = (place.saturating_add_unsigned(date.len()) > 0).then_some((place, date));
         Poll::Ready(Ok(written))
     }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_send(cx)
     }
+
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
         Pin::new(&mut self.tcp).poll_shutdown(cx)

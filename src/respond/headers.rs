@@ -1,5 +1,7 @@
 //! Which headers pass, and which only Portolan may write.
 
+use crate::request::same_header;
+
 /// Headers that tell the origin who asks and through what. An untrusted client's copies are dropped.
 ///
 /// Names that other proxies and clouds use for the same are here too: an origin that still listens to
@@ -56,15 +58,10 @@ pub fn pass(name: &str, ip_header: &str, trusted_peer: bool) -> Pass {
     if trusted_peer && (name == ip_header || TRUSTED.contains(&name)) {
         return Pass::Keep;
     }
-    match is_identity(name) || same(ip_header, name) {
+    match is_identity(name) || same_header(ip_header, name) {
         true => Pass::Drop,
         false => Pass::Keep,
     }
-}
-
-/// Is `name` the same as `known`, an underscore counting as a dash?
-fn same(known: &str, name: &str) -> bool {
-    known.len() == name.len() && known.bytes().zip(name.bytes()).all(|(k, n)| k == n || (k == b'-' && n == b'_'))
 }
 
 fn is_ours(name: &str) -> bool {
@@ -77,7 +74,7 @@ fn is_identity(name: &str) -> bool {
     if !matches!(name.as_bytes().first(), Some(b'c' | b'f' | b't' | b'x')) {
         return false;
     }
-    IDENTITY.iter().any(|known| same(known, name))
+    IDENTITY.iter().any(|known| same_header(known, name))
 }
 
 /// Response headers that speak of one connection only (RFC 9110, section 7.6.1). `Connection`,

@@ -119,13 +119,13 @@ impl Compiler<'_> {
         }
     }
 
-    pub(super) fn route_cache(&mut self, at: &KeyPath, cache: config::RouteCache) -> RouteCache {
+    pub(super) fn route_cache(&mut self, at: &KeyPath, cache: config::RouteCache, conditional: bool) -> RouteCache {
         let config::RouteCache { enabled, request_directives } = cache;
         if request_directives && !enabled {
             let problem = Problem::warning(at.join("request_directives"), "the cache of this route is not enabled");
             self.problems.push(problem.hint("only what a rule makes cacheable is meant then"));
         }
-        RouteCache { enabled, request_directives }
+        RouteCache { enabled, request_directives, conditional }
     }
 }
 

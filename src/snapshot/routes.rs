@@ -87,11 +87,12 @@ impl Compiler<'_> {
         let config::Retry { attempts, statuses, non_idempotent, budget } = retry;
         let config::RetryBudget { percent, min_per_second } = *budget;
         let filter = matches.as_ref().and_then(|m| self.filter(&path.join("match"), m, Phase::Request));
+        let conditional = filter.is_some();
         Route {
             filter,
             steering: self.steering(&path.join("steering"), &name, steering),
             bound: max_requests.map(|most| (self.memory.route(&name), most)),
-            cache: self.route_cache(&path.join("cache"), *cache),
+            cache: self.route_cache(&path.join("cache"), *cache, conditional),
             timeouts: Timeouts { connect: connect.0, first_byte: first_byte.0, idle: idle.0, total: total.0 },
             retry: Retry {
                 attempts: attempts.and_then(|a| u8::try_from(a).ok()),

@@ -12,13 +12,13 @@ use crate::harness::*;
 use crate::process::Program;
 
 /// A response with these headers and this body.
-fn with(headers: &str, body: &str) -> Act {
+pub fn with(headers: &str, body: &str) -> Act {
     let headers: String = headers.split('|').filter(|h| !h.is_empty()).map(|h| format!("{}\r\n", h.trim())).collect();
     Act::Send(format!("HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes())
 }
 
 /// One route with the cache on; `more` stands below.
-fn cached(origins: &[&Origin], more: &str) -> String {
+pub fn cached(origins: &[&Origin], more: &str) -> String {
     let regions: Vec<String> =
         origins.iter().enumerate().map(|(i, origin)| format!("r{i}: {{ upstreams: [\"{}\"] }}", origin.url())).collect();
     let failover: Vec<String> = (1..origins.len()).map(|i| format!("r{i}")).collect();
@@ -29,7 +29,7 @@ fn cached(origins: &[&Origin], more: &str) -> String {
     )
 }
 
-fn said(response: &Response) -> &str {
+pub fn said(response: &Response) -> &str {
     response.header("cache-status").unwrap_or("")
 }
 
@@ -89,7 +89,7 @@ async fn what_is_not_to_be_shared_is_not() {
 }
 
 /// An origin that sends a header and half of a body, and the rest once it may.
-async fn halves(length: usize) -> (std::net::SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
+pub async fn halves(length: usize) -> (std::net::SocketAddr, Arc<Semaphore>, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (go, count) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -117,7 +117,7 @@ async fn halves(length: usize) -> (std::net::SocketAddr, Arc<Semaphore>, Arc<Ato
 }
 
 /// Asks, and reads until the header and half of the body are there.
-async fn half(edge: std::net::SocketAddr, path: &str, half: usize) -> (TcpStream, Vec<u8>) {
+pub async fn half(edge: std::net::SocketAddr, path: &str, half: usize) -> (TcpStream, Vec<u8>) {
     let mut stream = TcpStream::connect(edge).await.unwrap();
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a.do\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
     let mut got = Vec::new();
@@ -135,7 +135,7 @@ async fn half(edge: std::net::SocketAddr, path: &str, half: usize) -> (TcpStream
     (stream, got)
 }
 
-fn at(address: std::net::SocketAddr, more: &str) -> String {
+pub fn at(address: std::net::SocketAddr, more: &str) -> String {
     format!(
         "regions: {{ a: {{ upstreams: [\"http://{address}\"] }} }}\nroutes: [{{ cache: {{ enabled: true }}, timeouts: {{ first_byte: 50s, total: 55s }} }}]\n{more}\n"
     )
@@ -593,7 +593,7 @@ async fn without_a_disk_what_is_long_only_passes() {
     edge.until("nothing of it is kept", |state| state.store.held().memory_bytes < 10_000).await;
 }
 
-fn on_disk(origin: &Origin, size: &str) -> String {
+pub fn on_disk(origin: &Origin, size: &str) -> String {
     cached(&[origin], &format!("cache: {{ memory: 16MiB, disk: {{ path: cache, size: {size} }} }}"))
 }
 

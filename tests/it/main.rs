@@ -9,6 +9,7 @@
 )]
 
 mod cache;
+mod cache_races;
 mod challenge;
 mod cluster;
 mod explained;

@@ -1,13 +1,12 @@
 //! The second tier: a file per object, and a thread of its own that writes, so that no request does.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,14 +16,15 @@ use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 use rustc_hash::FxHashMap;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::Counts;
-use super::file::{self, Stored, Writing};
+use super::file::Stored;
 use super::fill::Fill;
 use super::object::{Head, Object};
+use super::writer::Job;
 
 /// What waits to be written, in KiB: who writes more waits.
 const QUEUE: u32 = 32 << 10;
@@ -35,9 +35,9 @@ const FAREWELL: Duration = Duration::from_secs(20);
 /// A disk that failed is tried again after this long.
 const REST: Duration = Duration::from_secs(10);
 /// Files are as long as blocks make them.
-const BLOCK: u64 = 4096;
+pub const BLOCK: u64 = 4096;
 /// Room for a file on its way is taken in steps.
-const STEP: u64 = 4 << 20;
+pub const STEP: u64 = 4 << 20;
 
 /// Slots are hashes already.
 #[derive(Debug, Default, Clone, Copy)]
@@ -61,14 +61,15 @@ pub type SlotHash = BuildHasherDefault<SlotHasher>;
 
 /// A file in the index.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
-    bytes: u64,
+pub struct Entry {
+    /// As long as blocks make it.
+    pub bytes: u64,
     /// It is on its way, and cannot be put out.
-    writing: bool,
+    pub writing: bool,
 }
 
 #[derive(Debug, Clone)]
-struct Bytewise;
+pub struct Bytewise;
 
 impl Weighter<u128, Entry> for Bytewise {
     fn weight(&self, _slot: &u128, entry: &Entry) -> u64 {
@@ -78,7 +79,7 @@ impl Weighter<u128, Entry> for Bytewise {
 
 /// Whose files have to go.
 #[derive(Debug, Clone)]
-struct Evicted;
+pub struct Evicted;
 
 impl Lifecycle<u128, Entry> for Evicted {
     type RequestState = Vec<u128>;
@@ -90,45 +91,23 @@ impl Lifecycle<u128, Entry> for Evicted {
     }
 }
 
-/// What the thread does.
-enum Job {
-    /// Writes a whole object.
-    Keep(u128, Arc<Object>, OwnedSemaphorePermit),
-    /// Begins the file of a response on its way, with what came of it so far.
-    Begin(Arc<Fill>, Vec<Bytes>),
-    /// Appends to it.
-    Append(Arc<Fill>, Bytes, OwnedSemaphorePermit),
-    /// It is whole: the file gets its place, and somebody hears of it.
-    Commit(Arc<Fill>, Box<Head>, oneshot::Sender<()>),
-    /// It is not, or not wanted any more.
-    Abandon(u64),
-    /// A newer head.
-    Refresh(u128, Arc<Object>, OwnedSemaphorePermit),
-    /// The file goes, unless it has the body that was made then.
-    Delete(u128, Option<u64>),
-    /// Everything before this is done.
-    Flush(Arc<(Mutex<bool>, Condvar)>),
-    /// The thread ends.
-    Close,
-}
-
 /// The second tier.
 #[derive(Debug)]
 pub struct Disk {
-    path: PathBuf,
-    size: u64,
-    index: Cache<u128, Entry, Bytewise, SlotHash, Evicted>,
+    pub(super) path: PathBuf,
+    pub(super) size: u64,
+    pub(super) index: Cache<u128, Entry, Bytewise, SlotHash, Evicted>,
     jobs: Sender<Job>,
     queue: Arc<Semaphore>,
-    counts: Arc<Counts>,
+    pub(super) counts: Arc<Counts>,
     /// Bytes of files on their way.
-    writing: AtomicU64,
+    pub(super) writing: AtomicU64,
     /// Files that will be there once the thread has come to them.
     queued: Mutex<FxHashMap<u128, Queued>>,
     /// Every file is in the index.
-    known: AtomicBool,
+    pub(super) known: AtomicBool,
     /// The folder is another's.
-    closed: AtomicBool,
+    pub(super) closed: AtomicBool,
     failed: Mutex<Option<Instant>>,
     /// Held as long as the folder is ours.
     _lock: File,
@@ -143,7 +122,7 @@ struct Queued {
 }
 
 /// Where an object is.
-fn place(folder: &Path, slot: u128) -> PathBuf {
+pub fn place(folder: &Path, slot: u128) -> PathBuf {
     let name = format!("{slot:032x}");
     let (first, rest) = name.split_at_checked(2).unwrap_or((&name, ""));
     let second = rest.get(..2).unwrap_or_default();
@@ -238,7 +217,7 @@ impl Disk {
         self.known.load(Ordering::Acquire)
     }
 
-    fn fail(&self, doing: &str, error: &io::Error) {
+    pub(super) fn fail(&self, doing: &str, error: &io::Error) {
         self.counts.disk_errors.fetch_add(1, Ordering::Relaxed);
         let first = self.failed.lock().replace(Instant::now()).is_none();
         if first {
@@ -247,7 +226,7 @@ impl Disk {
     }
 
     /// It did as it was told.
-    fn recovered(&self) {
+    pub(super) fn recovered(&self) {
         if self.failed.lock().take().is_some() {
             tracing::info!(path = %self.path.display(), "the cache's disk works again");
         }
@@ -330,7 +309,7 @@ impl Disk {
     }
 
     /// It is.
-    fn unqueue(&self, slot: u128) {
+    pub(super) fn unqueue(&self, slot: u128) {
         let mut all = self.queued.lock();
         if let Some(queued) = all.get_mut(&slot) {
             queued.count -= 1;
@@ -426,259 +405,64 @@ impl Disk {
             tracing::warn!(%error, "the cache's folder stays locked");
         }
     }
-
-    /// Takes room for a file on its way; false if there is none.
-    fn hold(&self, id: u64, before: u64, now: u64) -> bool {
-        let writing = self.writing.fetch_add(now - before, Ordering::Relaxed) + now - before;
-        if writing > self.size / 2 {
-            self.writing.fetch_sub(now - before, Ordering::Relaxed);
-            return false;
-        }
-        self.admit(held(id), Entry { bytes: now, writing: true });
-        true
-    }
-
-    fn let_go(&self, id: u64, bytes: u64) {
-        if bytes > 0 {
-            self.index.remove(&held(id));
-            self.writing.fetch_sub(bytes, Ordering::Relaxed);
-        }
-    }
-
-    /// It is there; others go for it.
-    fn admit(&self, slot: u128, entry: Entry) {
-        let mut evicted = Vec::new();
-        self.index.insert_with_lifecycle(slot, entry, &mut evicted);
-        let evictions = evicted.len() as u64;
-        self.counts.evicted.fetch_add(evictions, Ordering::Relaxed);
-        for slot in evicted {
-            self.unlink(slot);
-        }
-    }
-
-    fn unlink(&self, slot: u128) {
-        match fs::remove_file(place(&self.path, slot)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => self.fail("deleting", &error),
-            _ => {}
-        }
-    }
-
-    /// The thread that writes.
-    fn work(&self, jobs: &Receiver<Job>) {
-        let mut open: HashMap<u64, Spooling> = HashMap::new();
-        while let Ok(job) = jobs.recv() {
-            match job {
-                Job::Keep(slot, object, permit) => {
-                    match self.write(slot, &object) {
-                        Ok(()) => self.recovered(),
-                        Err(error) => {
-                            object.kept.store(false, Ordering::Relaxed);
-                            self.fail("writing", &error);
-                        }
-                    }
-                    self.unqueue(slot);
-                    drop(permit);
-                }
-                Job::Begin(fill, so_far) => match self.start(&fill, &so_far) {
-                    Ok(spooling) => drop(open.insert(fill.id, spooling)),
-                    Err(error) => self.lost(&fill, &error),
-                },
-                Job::Append(fill, bytes, permit) => {
-                    if let Some(spooling) = open.get_mut(&fill.id)
-                        && let Err(error) = self.more(spooling, &fill, &bytes)
-                    {
-                        self.give_up(fill.id, open.remove(&fill.id));
-                        self.lost(&fill, &error);
-                    }
-                    drop(permit);
-                }
-                Job::Commit(fill, head, done) => {
-                    match open.remove(&fill.id).map(|spooling| self.finish(spooling, &fill, &head)) {
-                        Some(Ok(())) => {
-                            self.recovered();
-                            // Whoever waited for it may have gone.
-                            let _ = done.send(());
-                        }
-                        Some(Err(error)) => self.fail("writing", &error),
-                        None => {}
-                    }
-                    self.unqueue(fill.slot);
-                }
-                Job::Abandon(id) => self.give_up(id, open.remove(&id)),
-                Job::Refresh(slot, object, permit) => {
-                    match file::refresh(&place(&self.path, slot), &object.head) {
-                        // Where it does not fit the old head asks the origin again after a restart, no more.
-                        Ok(true | false) => {}
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                        Err(error) => self.broken(slot, &error),
-                    }
-                    drop(permit);
-                }
-                Job::Delete(slot, except) => self.delete(slot, except),
-                Job::Flush(done) => {
-                    let (lock, wake) = &*done;
-                    *lock.lock() = true;
-                    wake.notify_all();
-                }
-                Job::Close => return,
-            }
-        }
-    }
-
-    fn delete(&self, slot: u128, except: Option<u64>) {
-        let path = place(&self.path, slot);
-        let spared = except.is_some_and(|except| file::born(&path) == Some(except));
-        match path.metadata() {
-            Ok(meta) if spared => self.admit(slot, Entry { bytes: meta.len().next_multiple_of(BLOCK), writing: false }),
-            _ => {
-                self.index.remove(&slot);
-                self.unlink(slot);
-            }
-        }
-    }
-
-    fn unfinished(&self, id: &str) -> PathBuf {
-        self.path.join("tmp").join(id)
-    }
-
-    fn write(&self, slot: u128, object: &Object) -> io::Result<()> {
-        let super::object::Body::Memory(chunks) = &object.body else { return Ok(()) };
-        let expected = (object.body.len() + object.weight()).next_multiple_of(BLOCK);
-        // Fills are numbered from 1.
-        if !self.hold(0, 0, expected) {
-            object.kept.store(false, Ordering::Relaxed);
-            return Ok(());
-        }
-        let path = self.unfinished(&format!("{slot:032x}"));
-        let written = || -> io::Result<u64> {
-            let mut writing = Writing::begin(&path, &object.head)?;
-            chunks.iter().try_for_each(|chunk| writing.append(chunk))?;
-            writing.end()
-        };
-        let written = written();
-        self.let_go(0, expected);
-        let result = written.and_then(|bytes| self.rename(&path, slot, bytes));
-        result.inspect_err(|_| drop(fs::remove_file(&path)))
-    }
-
-    fn rename(&self, from: &Path, slot: u128, bytes: u64) -> io::Result<()> {
-        let to = place(&self.path, slot);
-        if let Some(folder) = to.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        fs::rename(from, &to)?;
-        self.admit(slot, Entry { bytes: bytes.next_multiple_of(BLOCK), writing: false });
-        Ok(())
-    }
-
-    fn start(&self, fill: &Arc<Fill>, so_far: &[Bytes]) -> io::Result<Spooling> {
-        let path = self.unfinished(&format!("fill-{}", fill.id));
-        let writing = Writing::begin(&path, &fill.head)?;
-        let (file, start) = writing.reader()?;
-        let mut spooling = Spooling { writing, path, held: 0, written: 0 };
-        fill.spool(file, start);
-        for chunk in so_far {
-            if let Err(error) = self.more(&mut spooling, fill, chunk) {
-                self.give_up(fill.id, Some(spooling));
-                return Err(error);
-            }
-        }
-        Ok(spooling)
-    }
-
-    fn more(&self, spooling: &mut Spooling, fill: &Fill, bytes: &Bytes) -> io::Result<()> {
-        let needed = spooling.written + bytes.len() as u64;
-        if needed > spooling.held {
-            // All that was promised at once, or else in steps.
-            let promised = fill.head.length().filter(|length| *length >= needed);
-            let held = promised.unwrap_or_else(|| needed.next_multiple_of(STEP)).next_multiple_of(BLOCK);
-            if !self.hold(fill.id, spooling.held, held) {
-                return Err(io::Error::new(io::ErrorKind::StorageFull, "there is no room for it"));
-            }
-            spooling.held = held;
-        }
-        spooling.writing.append(bytes)?;
-        spooling.written = needed;
-        fill.written(needed);
-        Ok(())
-    }
-
-    /// It did not work out; that there is no room under `size` is no failure of the disk.
-    fn lost(&self, fill: &Fill, error: &io::Error) {
-        match error.kind() {
-            io::ErrorKind::StorageFull if error.raw_os_error().is_none() => {}
-            _ => self.fail("writing", error),
-        }
-        fill.lose();
-    }
-
-    fn give_up(&self, id: u64, spooling: Option<Spooling>) {
-        let Some(Spooling { path, held, .. }) = spooling else { return };
-        self.let_go(id, held);
-        // Whoever reads it has it open.
-        if let Err(error) = fs::remove_file(path) {
-            self.fail("deleting", &error);
-        }
-    }
-
-    fn finish(&self, mut spooling: Spooling, fill: &Fill, head: &Head) -> io::Result<()> {
-        let written = spooling.writing.end().and_then(|bytes| {
-            if head.length() != fill.head.length() {
-                // Its length was not known when it began.
-                file::refresh(&spooling.path, head)?;
-            }
-            Ok(bytes)
-        });
-        self.let_go(fill.id, spooling.held);
-        let result = written.and_then(|bytes| self.rename(&spooling.path, fill.slot, bytes));
-        result.inspect_err(|_| drop(fs::remove_file(&spooling.path)))
-    }
-
-    /// Finds every file that is there.
-    fn scan(&self) {
-        let mut found: Vec<(std::time::SystemTime, u128, u64)> = Vec::new();
-        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
-        for first in entries(&self.path).filter(|e| e.file_name().len() == 2) {
-            for second in entries(&first.path()) {
-                for file in entries(&second.path()) {
-                    if self.closed.load(Ordering::Acquire) {
-                        return;
-                    }
-                    let slot = file.file_name().to_str().and_then(|name| u128::from_str_radix(name, 16).ok());
-                    let (Some(slot), Ok(meta)) = (slot, file.metadata()) else { continue };
-                    if !file::looks_whole(&file.path()) {
-                        self.counts.broken.fetch_add(1, Ordering::Relaxed);
-                        self.unlink(slot);
-                        continue;
-                    }
-                    found.push((meta.modified().unwrap_or(std::time::UNIX_EPOCH), slot, meta.len().next_multiple_of(BLOCK)));
-                }
-            }
-        }
-        // The newest last: if there are too many, the oldest go.
-        found.sort_unstable();
-        let objects = found.len();
-        for (_, slot, bytes) in found {
-            if !self.index.contains_key(&slot) {
-                self.admit(slot, Entry { bytes, writing: false });
-            }
-        }
-        self.known.store(true, Ordering::Release);
-        if objects > 0 {
-            tracing::info!(objects, bytes = self.index.weight(), "the cache's files are known");
-        }
-    }
 }
 
-/// A response on its way to disk.
-struct Spooling {
-    writing: Writing,
-    path: PathBuf,
-    held: u64,
-    written: u64,
-}
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
 
-/// Where room for a file on its way stands in the index.
-fn held(id: u64) -> u128 {
-    u128::MAX - u128::from(id)
+    use pingora::cache::CacheMeta;
+    use pingora::http::ResponseHeader;
+
+    use super::super::object::Body;
+    use super::*;
+
+    fn object(born: u64, body: &'static [u8]) -> Arc<Object> {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(born);
+        let meta = CacheMeta::new(at, at, 0, 0, ResponseHeader::build(200, None).unwrap());
+        let head = Head::new(b"key", &meta).unwrap();
+        Arc::new(Object::new(head, Body::Memory([Bytes::from_static(body)].into()), false))
+    }
+
+    #[test]
+    fn what_is_removed_while_it_waits_to_be_written_is_not_there_afterwards() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let disk = Disk::open(dir.path(), 64 << 20, Arc::default()).unwrap();
+        for slot in 0..200 {
+            assert!(disk.keep(slot, &object(1, b"old")));
+            disk.remove(slot, None);
+        }
+        disk.flush();
+        assert_eq!((disk.objects(), (0..200).filter(|slot| place(dir.path(), *slot).exists()).count()), (0, 0));
+    }
+
+    #[test]
+    fn what_takes_its_place_stays() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let disk = Disk::open(dir.path(), 64 << 20, Arc::default()).unwrap();
+        for slot in 0..200 {
+            assert!(disk.keep(slot, &object(1, b"old")) && disk.keep(slot, &object(2, b"new")));
+            disk.remove(slot, Some(2));
+        }
+        disk.flush();
+        assert_eq!(disk.objects(), 200);
+        // A head of what is not there any more is not put on what is, nor is its body read under it.
+        disk.refresh(7, &object(1, b"old"));
+        disk.flush();
+        let (head, stored) = disk.get(7).unwrap();
+        assert_eq!((head.born(), &*stored.body().unwrap()[0]), (2, &b"new"[..]));
+        assert!(disk.body(7, 1).is_none() && disk.body(7, 2).is_some());
+    }
+
+    #[test]
+    fn a_disk_that_failed_is_asked_by_one_at_a_time() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let disk = Disk::open(dir.path(), 64 << 20, Arc::default()).unwrap();
+        disk.fail("reading", &io::ErrorKind::TimedOut.into());
+        assert!(!disk.works());
+        *disk.failed.lock() = Instant::now().checked_sub(REST);
+        assert_eq!([disk.works(), disk.works()], [true, false]);
+        disk.recovered();
+        assert!(disk.works());
+    }
 }

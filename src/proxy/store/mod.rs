@@ -16,6 +16,7 @@ mod handlers;
 mod journal;
 mod lines;
 mod object;
+mod writer;
 
 use std::borrow::Cow;
 use std::io;

@@ -12,7 +12,7 @@ use pingora::cache::key::HashBinary;
 use super::lines::Lines;
 
 use crate::cache::key::Key;
-use crate::cache::status::StoredNow;
+use crate::cache::status::{StoredNow, seconds_until};
 use crate::cache::vary;
 
 /// What an object costs beside its header and its body: the structures themselves, their places in maps, and what the
@@ -130,17 +130,12 @@ impl Head {
     /// What it is at this moment.
     pub fn now(&self, tier: &'static str, bytes: u64) -> Option<StoredNow> {
         let meta = self.meta().ok()?;
-        let now = SystemTime::now();
-        let seconds = |span: std::time::Duration| i64::try_from(span.as_secs()).unwrap_or(i64::MAX);
         Some(StoredNow {
             tier,
             status: meta.response_header().status.as_u16(),
             bytes,
             age: meta.age().as_secs(),
-            fresh_for: match meta.fresh_until().duration_since(now) {
-                Ok(left) => seconds(left),
-                Err(over) => -seconds(over.duration()),
-            },
+            fresh_for: seconds_until(meta.fresh_until(), SystemTime::now()),
             while_revalidate: meta.stale_while_revalidate_sec().into(),
             if_error: meta.stale_if_error_sec().into(),
             asked: self.noted.asked,

@@ -51,14 +51,17 @@ pub(super) enum Event {
         node: String,
         /// What.
         purges: Vec<Purge>,
+        /// They were told before, and Redis lost them.
+        #[serde(default)]
+        again: bool,
     },
 }
 
-/// What was read: orders, and purges with their entries and nodes.
+/// What was read.
 #[derive(Debug, Default)]
 struct Batch {
     orders: Vec<Stamped>,
-    purges: Vec<(String, String, Vec<Purge>)>,
+    purges: Vec<purges::Entry>,
     /// Nothing was there.
     empty: bool,
     /// The first entry.
@@ -172,7 +175,9 @@ impl Cluster {
                     tracing::warn!(region = order.region, "an order of another node is from the future, and is not carried out");
                 }
                 Some(Ok(Event::Region(order))) => batch.orders.push(order),
-                Some(Ok(Event::Purges { node, purges })) => batch.purges.push((id.clone(), node, purges)),
+                Some(Ok(Event::Purges { node, purges, again })) => {
+                    batch.purges.push(purges::Entry { id: id.clone(), node, purges, again });
+                }
                 Some(Err(error)) => tracing::debug!(%error, id, "an event of the cluster is not understood"),
                 None => {}
             }
@@ -191,6 +196,7 @@ impl Cluster {
             let exists: bool = redis::cmd("EXISTS").arg(self.stream()).query_async(&mut connection).await?;
             if !exists {
                 self.read.lock().given.clear();
+                self.tell_purges_again(state);
             }
             let theirs = state.clone();
             let orders = tokio::task::spawn_blocking(move || theirs.orders.stamped(&theirs)).await.unwrap_or_default();

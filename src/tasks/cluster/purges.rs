@@ -40,13 +40,54 @@ pub(super) fn id(text: &str) -> Option<Id> {
     Some((ms.parse().ok()?, number.parse().ok()?))
 }
 
+/// Purges in one entry, where many are told again.
+const TOGETHER: usize = 100;
+
 /// What purges of this and other nodes are at.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     /// The last entry that holds here.
     applied: Option<Id>,
-    /// What was not told yet, and who wants to know where it stands.
-    waiting: VecDeque<(Vec<Purge>, Option<oneshot::Sender<String>>)>,
+    /// What was not told yet.
+    waiting: VecDeque<Waiting>,
+    /// How many waited so far.
+    numbered: u64,
+}
+
+/// What is to be told.
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    purges: Vec<Purge>,
+    /// It was told before, and Redis lost it.
+    again: bool,
+    /// Who wants to know where it stands.
+    told: Option<oneshot::Sender<String>>,
+}
+
+impl Told {
+    fn add(&mut self, purges: Vec<Purge>, again: bool, told: Option<oneshot::Sender<String>>) {
+        if self.waiting.len() >= WAITING {
+            let at = self.waiting.iter().flat_map(|waiting| &waiting.purges).map(|purge| purge.at).max().unwrap_or_default();
+            self.waiting.clear();
+            self.add(vec![Purge { what: What::Everything, soft: false, at }], again, None);
+        }
+        self.numbered += 1;
+        self.waiting.push_back(Waiting { number: self.numbered, purges, again, told });
+    }
+}
+
+/// Purges as they stand in the stream.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Where.
+    pub id: String,
+    /// The node where they were asked for.
+    pub node: String,
+    /// What.
+    pub purges: Vec<Purge>,
+    /// They were told before.
+    pub again: bool,
 }
 
 /// A node, and whether it has a purge.
@@ -70,15 +111,7 @@ impl Cluster {
     /// Tells other nodes of purges; which of them have them. `None`: Redis cannot be reached, they will be told later.
     pub async fn purge(&self, purges: Vec<Purge>) -> Option<Vec<Heard>> {
         let (told, id) = oneshot::channel();
-        {
-            let mut state = self.purges.lock();
-            if state.waiting.len() >= WAITING {
-                let at = state.waiting.iter().flat_map(|(all, _)| all).map(|purge| purge.at).max().unwrap_or_default();
-                state.waiting.clear();
-                state.waiting.push_back((vec![Purge { what: What::Everything, soft: false, at }], None));
-            }
-            state.waiting.push_back((purges, Some(told)));
-        }
+        self.purges.lock().add(purges, false, Some(told));
         self.purged.notify(usize::MAX);
         let id = timeout(TOLD, id).await.ok()?.ok()?;
         let mut connection = (*self.strict.load_full()?).clone();
@@ -125,11 +158,15 @@ impl Cluster {
         loop {
             // First listen, then look.
             let more = self.purged.listen();
-            while let Some(purges) = self.untold() {
-                let event = Event::Purges { node: self.node.clone(), purges };
+            while let Some((number, event)) = self.untold() {
                 let id = self.add(&mut connection, &event).await?;
-                let told = self.purges.lock().waiting.pop_front();
-                if let Some((_, Some(told))) = told {
+                let told = {
+                    let waiting = &mut self.purges.lock().waiting;
+                    // Too many may have come meanwhile, and made one of all that waited.
+                    let same = waiting.front().is_some_and(|first| first.number == number);
+                    if same { waiting.pop_front().and_then(|first| first.told) } else { None }
+                };
+                if let Some(told) = told {
                     // Whoever asked may have gone.
                     let _ = told.send(id);
                 }
@@ -138,34 +175,60 @@ impl Cluster {
         }
     }
 
-    fn untold(&self) -> Option<Vec<Purge>> {
-        self.purges.lock().waiting.front().map(|(purges, _)| purges.clone())
+    fn untold(&self) -> Option<(u64, Event)> {
+        let state = self.purges.lock();
+        let Waiting { number, purges, again, told: _ } = state.waiting.front()?;
+        Some((*number, Event::Purges { node: self.node.clone(), purges: purges.clone(), again: *again }))
     }
 
-    /// Carries out what other nodes purged.
+    /// Redis forgot what it was told: a node that begins now has to hear of it all the same.
+    pub(super) fn tell_purges_again(&self, state: &State) {
+        let mut all = state.memory.cache.purges.all();
+        all.sort_unstable_by_key(|purge| std::cmp::Reverse(purge.at));
+        if let Some(older) = all.get(KEPT).map(|purge| purge.at) {
+            all.truncate(KEPT);
+            all.push(Purge { what: What::Everything, soft: false, at: older });
+        }
+        let mut told = self.purges.lock();
+        for some in all.chunks(TOGETHER) {
+            told.add(some.to_vec(), true, None);
+        }
+        drop(told);
+        self.purged.notify(usize::MAX);
+    }
+
+    /// Carries out what other nodes purged, all of it at once: to be told of is to be on disk.
     pub(super) async fn purged(
         &self,
         state: &Arc<State>,
         connection: &mut MultiplexedConnection,
-        entries: Vec<(String, String, Vec<Purge>)>,
+        entries: Vec<Entry>,
     ) -> RedisResult<()> {
-        for (text, node, mut purges) in entries {
-            let applied = self.purges.lock().applied;
-            let Some(id) = id(&text).filter(|id| applied.is_none_or(|applied| applied < *id)) else { continue };
-            if node != self.node {
-                let now = millis(SystemTime::now());
-                let began = !state.memory.cache.ready.load(Relaxed);
-                for purge in &mut purges {
-                    // Whatever the other's clock says: what is here now is older than what was asked for.
-                    purge.at = if began { purge.at.saturating_add(APART.as_millis() as u64) } else { now };
-                }
-                self.carry_out(state, purges).await;
+        let applied = self.purges.lock().applied;
+        let is_new = |entry: &Entry| applied.is_none_or(|applied| id(&entry.id).is_some_and(|id| applied < id));
+        let entries: Vec<Entry> = entries.into_iter().filter(is_new).collect();
+        let Some(last) = entries.last().and_then(|entry| id(&entry.id)) else { return Ok(()) };
+        let now = millis(SystemTime::now());
+        let began = !state.memory.cache.ready.load(Relaxed);
+        let mut theirs = Vec::new();
+        let mut heard = redis::pipe();
+        for Entry { id, node, mut purges, again } in entries {
+            let key = self.heard_key(&id);
+            heard.sadd(&key, &self.node).ignore().expire(&key, 60).ignore();
+            if node == self.node {
+                continue;
             }
-            self.purges.lock().applied = Some(id);
-            let key = self.heard_key(&text);
-            redis::pipe().sadd(&key, &self.node).ignore().expire(&key, 60).ignore().query_async::<()>(connection).await?;
+            for purge in &mut purges {
+                // Whatever the other's clock says: what is here now is older than what was asked for.
+                purge.at = if began || again { purge.at.saturating_add(APART.as_millis() as u64) } else { now };
+            }
+            theirs.append(&mut purges);
         }
-        Ok(())
+        if !theirs.is_empty() {
+            self.carry_out(state, theirs).await;
+        }
+        self.purges.lock().applied = Some(last);
+        heard.query_async(connection).await
     }
 
     /// The stream begins at `first`, and has `len` entries. What stood before that may have been purges that this node
