@@ -577,4 +577,11 @@ async fn purges_reach_every_node() {
     })
     .await;
     assert!(!is_hit(&b, "/3").await);
+    // Redis forgot what it was told before. A node that is new hears of it all the same.
+    let c = Portolan::start(&caching(&origin, &redis)).await;
+    c.until("what was purged before that", |state| {
+        let known = &state.memory.cache.purges;
+        known.all().iter().any(|purge| matches!(&purge.what, portolan::cache::purge::What::Url(url) if url == "localhost/2"))
+    })
+    .await;
 }

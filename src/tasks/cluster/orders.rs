@@ -86,6 +86,9 @@ impl Cluster {
         loop {
             let Batch { orders, purges, empty, first } = self.read(connection, None).await?;
             if empty {
+                if !begun {
+                    self.tell_purges_again(state);
+                }
                 break;
             }
             if !std::mem::replace(&mut begun, true)

@@ -242,6 +242,10 @@ impl Cluster {
             None => return,
         };
         tracing::warn!("purges of other nodes may have been missed: everything older is purged");
+        if applied.is_some() {
+            // Or Redis has forgotten, and somebody else began anew.
+            self.tell_purges_again(state);
+        }
         self.carry_out(state, vec![Purge { what: What::Everything, soft: false, at }]).await;
     }
 
