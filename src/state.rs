@@ -107,13 +107,15 @@ impl State {
         let purges: Vec<Purge> = what.into_iter().map(|what| Purge { what, soft, at }).collect();
         self.metrics.cache.purges.inc_by(purges.len() as u64);
         let (store, ours) = (self.store, purges.clone());
-        let kept = tokio::task::spawn_blocking(move || store.purge(&ours)).await;
-        // It holds here, whether it could be written or not, and others have disks of their own.
-        let heard = match &self.cluster {
-            Some(cluster) => cluster.purge(purges).await,
-            None => None,
+        // It holds here, whether it can be written or not, and others have disks of their own.
+        let told = async {
+            match &self.cluster {
+                Some(cluster) => cluster.purge(purges).await,
+                None => None,
+            }
         };
-        kept.unwrap_or_else(|lost| Err(io::Error::other(lost))).map(|()| heard)
+        let (kept, heard) = tokio::join!(store.purge_and_keep(ours), told);
+        kept.map(|()| heard)
     }
 
     /// Remembers a request that is over.

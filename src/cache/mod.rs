@@ -53,6 +53,8 @@ impl Default for Known {
 /// What the operator wants of the cache.
 #[derive(Debug, Default)]
 pub struct Cache {
+    /// A route or a rule has something stored.
+    pub is_used: bool,
     /// Rules, in order; of those that match the last word of each setting counts.
     pub rules: Box<[Rule]>,
     /// How long what is stale may be served where the origin fails.

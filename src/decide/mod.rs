@@ -169,11 +169,7 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     trail.path = (*target.path != *facts.path).then(|| (*target.path).into());
 
     // Which service.
-    let seen = OnceCell::new();
-    let view = || seen.get_or_init(|| View::new(facts, &target, asker));
-    let suits =
-        |route: &Matched| snapshot.route(route.route).is_some_and(|r| r.filter.as_ref().is_none_or(|f| f.matches(view())));
-    let matched = snapshot.router.find(facts.host, &target.path, suits);
+    let matched = routed(snapshot, facts, &target, asker);
     let route = matched.and_then(|m| snapshot.route(m.route));
     let Some(route) = route else { return trail.refuse(Refusal::NoRoute, None) };
     trail.route = matched;
@@ -424,12 +420,21 @@ pub fn responded(
     }
 }
 
+/// Which route a request takes.
+fn routed(snapshot: &Snapshot, facts: &Facts<'_>, target: &Target<'_>, asker: Asker<'_>) -> Option<Matched> {
+    let seen = OnceCell::new();
+    let view = || seen.get_or_init(|| View::new(facts, target, asker));
+    let suits =
+        |route: &Matched| snapshot.route(route.route).is_some_and(|r| r.filter.as_ref().is_none_or(|f| f.matches(view())));
+    snapshot.router.find(facts.host, &target.path, suits)
+}
+
 /// Under which key the response to a GET of the same target is stored, if it may be.
 pub fn stored_under(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision, now: Moment) -> Option<Key> {
     let facts = &Facts { method: &Method::GET, has_body: false, ..*facts };
     let asker = asker(snapshot, &decision.client, &decision.place, now);
     let (target, _) = rewritten(snapshot, facts, asker, Target::new(facts));
-    let route = snapshot.route(decision.route?.route)?;
+    let route = snapshot.route(routed(snapshot, facts, &target, asker)?.route)?;
     let mut view = View::new(facts, &target, asker);
     view.route = Some(&route.name);
     match snapshot.cache.look(route.cache, || &view) {

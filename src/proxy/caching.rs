@@ -367,7 +367,7 @@ pub fn give_up(session: &mut Session, ctx: &mut Context) {
 pub fn invalidate(session: &Session, ctx: &Context, response: &ResponseHeader, store: &Store) {
     let request = session.req_header();
     let succeeded = response.status.is_success() || response.status.is_redirection();
-    if is_safe(&request.method) || !in_force(ctx) || !succeeded {
+    if is_safe(&request.method) || !ctx.live.snapshot.cache.is_used || !succeeded {
         return;
     }
     let host = host(session);
@@ -461,7 +461,8 @@ pub fn tell(session: &Session, response: &mut ResponseHeader, ctx: &mut Context)
     }
     // Of what is not stored the origin's word stands: it may be somebody's own.
     let policy = lookup(ctx).map(|lookup| ctx.live.snapshot.cache.policy(&lookup.applied));
-    let browser = policy.and_then(|policy| policy.browser).filter(|_| filled || used);
+    let stored = told.stored || matches!(status, Status::Hit | Status::Stale | Status::StaleError);
+    let browser = policy.and_then(|policy| policy.browser).filter(|_| stored);
     if let Some(ttl) = browser.filter(|_| response.status.is_success() || response.status.as_u16() == 304) {
         response.insert_header(header::CACHE_CONTROL, format!("max-age={}", ttl.as_secs()))?;
         response.remove_header(&header::EXPIRES);

@@ -440,7 +440,10 @@ impl ProxyHttp for Edge {
             return e;
         }
         let now = clock::now();
-        let written = session.response_written().map(|r| r.status.as_u16()).filter(|s| *s >= 200 || *s == 101);
+        // A header that waits to be written is as good as written: there is no way to take it back.
+        let waits = session.has_pending_downstream_tasks().then(|| session.cache.maybe_cache_meta());
+        let waits = waits.flatten().map(|meta| meta.response_header().status.as_u16());
+        let written = session.response_written().map(|r| r.status.as_u16()).filter(|s| *s >= 200 || *s == 101).or(waits);
         // Pingora marks what happens to a connection that was closing while we used it.
         let closing = matches!(e.retry, RetryType::ReusedOnly | RetryType::Decided(true));
         let sent = sent(session, reused && closing);
@@ -484,7 +487,8 @@ impl ProxyHttp for Edge {
             }
             session.as_downstream_mut().shutdown().await;
         }
-        if session.response_written().is_some_and(|r| !r.status.is_informational() || r.status.as_u16() == 101) {
+        let written = session.response_written().is_some_and(|r| !r.status.is_informational() || r.status.as_u16() == 101);
+        if written || session.has_pending_downstream_tasks() {
             return nothing(0);
         }
         let refusal = match e.esource() {

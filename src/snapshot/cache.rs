@@ -9,6 +9,7 @@ use crate::config;
 use crate::config::problem::{KeyPath, Problem};
 use crate::config::units::Name;
 use crate::key_path;
+use crate::routes::Route;
 use crate::rules::Phase;
 
 /// The least that is of any use.
@@ -17,7 +18,7 @@ const LEAST_MEMORY: u64 = 1 << 20;
 const LEAST_DISK: u64 = 16 << 20;
 
 impl Compiler<'_> {
-    pub(super) fn cache(&mut self, cache: &config::Cache) -> Cache {
+    pub(super) fn cache(&mut self, cache: &config::Cache, routes: &[Route]) -> Cache {
         let config::Cache { memory, disk, grace, heuristic_freshness, targeted_fields, max_waiters, purge_token, rules } = cache;
         if memory.0 < LEAST_MEMORY {
             self.error(key_path!["cache", "memory"], "expected at least `1MiB`");
@@ -39,6 +40,7 @@ impl Compiler<'_> {
             compiled.extend(self.cache_rule(&at, rule));
         }
         Cache {
+            is_used: !rules.is_empty() || routes.iter().any(|route| route.cache.enabled),
             rules: compiled.into(),
             grace: grace.0,
             targeted: targeted_fields.iter().map(|name| name.0.clone()).collect(),

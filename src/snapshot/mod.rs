@@ -199,7 +199,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     let waf = compiler.waf(waf);
     let limits = compiler.limits(limits, cluster.is_some());
     let overload = compiler.overload(overload, limits.prefixes);
-    let cache = compiler.cache(cache);
+    let cache = compiler.cache(cache, &routes);
 
     if compiler.problems.iter().any(Problem::is_error) {
         return Err(compiler.problems);

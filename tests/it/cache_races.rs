@@ -255,6 +255,20 @@ async fn routes_with_conditions_answer_for_themselves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_by_another_route_is_a_change() {
+    let origin = Origin::always(with("Cache-Control: max-age=60", "x")).await;
+    let yaml = format!(
+        "regions: {{ a: {{ upstreams: [\"{}\"] }} }}\nroutes:\n  - {{ name: write, match: 'http.request.method eq \"POST\"' }}\n  - {{ name: read, cache: {{ enabled: true }} }}\n",
+        origin.url()
+    );
+    let edge = Portolan::start(&yaml).await;
+    edge.get("/", &[]).await;
+    assert!(said(&edge.get("/", &[]).await).contains("hit"));
+    edge.request("POST", "/", &[], b"x").await;
+    assert!(said(&edge.get("/", &[]).await).contains("uri-miss"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_insists_on_a_region_gets_its_answer() {
     let (a, b) = (
         Origin::always(with("Cache-Control: max-age=60", "a")).await,
@@ -319,6 +333,21 @@ async fn what_is_somebodys_own_stays_so_in_browsers() {
     for _ in 0..2 {
         assert_eq!(edge.get("/all", &[]).await.header("cache-control"), Some("max-age=3600"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_somebodys_own_is_so_in_browsers() {
+    let origin = Origin::scripted(vec![
+        with("Cache-Control: max-age=0|ETag: \"1\"", "everybody's"),
+        Act::Send(b"HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\nCache-Control: private, max-age=0\r\n\r\n".to_vec()),
+    ])
+    .await;
+    let rules = r#"cache: { rules: [{ id: all, expression: 'http.host ne ""', browser_ttl: 1h }] }"#;
+    let edge = Portolan::start(&cached(&[&origin], rules)).await;
+    assert_eq!(edge.get("/", &[]).await.header("cache-control"), Some("max-age=3600"));
+    let now = edge.get("/", &[]).await;
+    assert_eq!(now.header("cache-control"), Some("private, max-age=0"), "{}", now.head);
+    origin.done();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::hash::BuildHasherDefault;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,11 @@ use super::writer::Job;
 /// What waits to be written, in KiB: who writes more waits.
 const QUEUE: u32 = 32 << 10;
 /// How long it may take to be asked, or to make room in the queue, before a request goes on without it.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a file may take to get its place, everything that is queued before it written.
+const COMMIT: Duration = Duration::from_secs(30);
+/// So many files may wait to be deleted.
+const DELETES: usize = 100_000;
 /// How long a process that ends waits for what is still to be written.
 const FAREWELL: Duration = Duration::from_secs(20);
 /// A disk that failed is tried again after this long.
@@ -104,6 +108,8 @@ pub struct Disk {
     pub(super) writing: AtomicU64,
     /// Files that will be there once the thread has come to them.
     queued: Mutex<FxHashMap<u128, Queued>>,
+    /// How many files wait to be deleted.
+    pub(super) deletes: AtomicUsize,
     /// Every file is in the index.
     pub(super) known: AtomicBool,
     /// The folder is another's.
@@ -159,6 +165,7 @@ impl Disk {
             counts,
             writing: AtomicU64::new(0),
             queued: Mutex::default(),
+            deletes: AtomicUsize::new(0),
             known: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             failed: Mutex::default(),
@@ -182,6 +189,11 @@ impl Disk {
             }
             None => true,
         }
+    }
+
+    /// The same, asked without being the one who tries.
+    pub fn may_work(&self) -> bool {
+        self.failed.lock().is_none_or(|at| at.elapsed() >= REST)
     }
 
     /// Asks the disk; one that hangs is no reason for a request to hang.
@@ -296,8 +308,14 @@ impl Disk {
             queued.doomed |= except.is_none();
             !doomed
         });
-        if there || coming || !self.is_known() {
+        if !there && !coming && self.is_known() {
+            return;
+        }
+        if self.deletes.fetch_add(1, Ordering::Relaxed) < DELETES {
             self.send(Job::Delete(slot, except));
+        } else {
+            self.deletes.fetch_sub(1, Ordering::Relaxed);
+            self.fail("deleting", &io::ErrorKind::TimedOut.into());
         }
     }
 
@@ -322,21 +340,27 @@ impl Disk {
     /// Writes an object that is in memory; false: not now.
     pub fn keep(&self, slot: u128, object: &Arc<Object>) -> bool {
         let kib = u32::try_from(object.body.len() / 1024 + 1).unwrap_or(QUEUE);
-        if !self.takes(object.body.len()) || !self.works() {
+        if !self.takes(object.body.len()) {
             return false;
         }
         match self.queue.clone().try_acquire_many_owned(kib.min(QUEUE)) {
-            Ok(permit) => {
+            Ok(permit) if self.works() => {
                 self.queue(slot);
                 self.send(Job::Keep(slot, object.clone(), permit))
             }
-            Err(_) => false,
+            Ok(_) | Err(_) => false,
         }
     }
 
     /// From now on the file takes what comes of a response.
     pub fn begin(&self, fill: &Arc<Fill>) -> bool {
-        self.works() && self.send(Job::Begin(fill.clone(), fill.so_far()))
+        let so_far = fill.so_far();
+        let kib = so_far.iter().map(Bytes::len).sum::<usize>() / 1024 + 1;
+        let kib = u32::try_from(kib).unwrap_or(QUEUE).min(QUEUE);
+        match self.queue.clone().try_acquire_many_owned(kib) {
+            Ok(permit) => self.works() && self.send(Job::Begin(fill.clone(), so_far, permit)),
+            Err(_) => false,
+        }
     }
 
     /// More of a response; waits while too much waits to be written, but not for ever. False: it is not.
@@ -353,12 +377,18 @@ impl Disk {
         }
     }
 
-    /// A response is whole.
-    pub fn commit(&self, fill: &Arc<Fill>, head: Head) -> oneshot::Receiver<()> {
+    /// A response is whole. False: its file is not.
+    pub async fn commit(&self, fill: &Arc<Fill>, head: Head) -> bool {
         let (done, heard) = oneshot::channel();
         self.queue(fill.slot);
         self.send(Job::Commit(fill.clone(), Box::new(head), done));
-        heard
+        match timeout(COMMIT, heard).await {
+            Ok(done) => done.is_ok(),
+            Err(_) => {
+                self.fail("writing", &io::ErrorKind::TimedOut.into());
+                false
+            }
+        }
     }
 
     /// Is there room for a body of this length?
@@ -459,8 +489,10 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let disk = Disk::open(dir.path(), 64 << 20, Arc::default()).unwrap();
         disk.fail("reading", &io::ErrorKind::TimedOut.into());
-        assert!(!disk.works());
-        *disk.failed.lock() = Instant::now().checked_sub(REST);
+        assert!(!disk.works() && !disk.may_work());
+        let Some(long_ago) = Instant::now().checked_sub(REST) else { return };
+        *disk.failed.lock() = Some(long_ago);
+        assert!(disk.may_work(), "who only wants to know does not try");
         assert_eq!([disk.works(), disk.works()], [true, false]);
         disk.recovered();
         assert!(disk.works());

@@ -1,9 +1,10 @@
 //! The store as the engine knows it.
 
 use std::any::Any;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,8 +17,11 @@ use pingora::cache::storage::{
 use pingora::cache::trace::SpanHandle;
 use pingora::http::ResponseHeader;
 use pingora::{Error, ErrorType, Result};
+use quick_cache::sync::{EntryAction, EntryResult};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
-use super::disk::Disk;
+use super::disk::{Disk, PATIENCE};
 use super::file::Stored;
 use super::fill::{Along, Cut, Fill, Outcome};
 use super::object::{Body, Head, Object, born};
@@ -36,7 +40,7 @@ impl Store {
     async fn find(&'static self, slot: u128, key: &CacheKey) -> Option<(CacheMeta, HitHandler)> {
         let own = |head: &Head| *head.primary == *key.primary_key();
         if let Some(fill) = self.on_its_way(slot).filter(|fill| own(&fill.head))
-            && let Some(along) = fill.join()
+            && let Some(along) = fill.join(false)
         {
             return Some((fill.head.meta().ok()?, Box::new(Hit::new(Source::Along(along)))));
         }
@@ -112,7 +116,7 @@ impl Store {
     }
 
     /// A body of it turned out to be broken.
-    fn rotten(&self, slot: u128, object: &Arc<Object>, error: &std::io::Error) {
+    fn rotten(&self, slot: u128, object: &Arc<Object>, error: &io::Error) {
         self.memory.remove_if(&slot, |now| Arc::ptr_eq(now, object));
         if let Some(disk) = &self.disk {
             disk.broken(slot, error);
@@ -135,7 +139,7 @@ impl Storage for Store {
         let id = tag.and_then(|tag| tag.try_into().ok()).map(u64::from_be_bytes);
         let slot = slot(key);
         let fill = self.fills(slot).lock().get(&slot).and_then(|all| all.iter().find(|fill| Some(fill.id) == id).cloned());
-        let Some(along) = fill.as_ref().and_then(|fill| fill.join()) else { return Ok(None) };
+        let Some(along) = fill.as_ref().and_then(|fill| fill.join(true)) else { return Ok(None) };
         // The engine knows the meta, and passes this one over.
         let (long_ago, nothing) = (SystemTime::UNIX_EPOCH, ResponseHeader::build_no_case(200, Some(0))?);
         let meta = CacheMeta::new(long_ago, long_ago, 0, 0, nothing);
@@ -163,7 +167,16 @@ impl Storage for Store {
         let object = Arc::new(Object::new(head, old.body.clone(), old.kept.load(Ordering::Relaxed)));
         // It was used: an object that is validated over and over is worth keeping.
         let due = object.used();
-        self.memory.insert(slot, object.clone());
+        let replaced = self.memory.entry(&slot, Some(Duration::ZERO), |_, now| {
+            let same = Arc::ptr_eq(now, &old);
+            if same {
+                *now = object.clone();
+            }
+            EntryAction::Retain(same)
+        });
+        if !matches!(replaced, EntryResult::Retained(true)) {
+            return Ok(false);
+        }
         match (due, &self.disk) {
             (true, _) => self.keep(slot, &object),
             (false, Some(disk)) => disk.refresh(slot, &object),
@@ -289,8 +302,10 @@ impl Hit {
             Some(read) => read,
             None => {
                 let theirs = stored.clone();
-                let read = tokio::task::spawn_blocking(move || theirs.chunk(at)).await;
-                read.unwrap_or_else(|lost| Err(std::io::Error::other(lost)))
+                match timeout(PATIENCE, spawn_blocking(move || theirs.chunk(at))).await {
+                    Ok(read) => read.unwrap_or_else(|lost| Err(io::Error::other(lost))),
+                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                }
             }
         };
         match read {
@@ -368,10 +383,12 @@ struct Miss {
 impl HandleMiss for Miss {
     async fn write_body(&mut self, data: Bytes, _eof: bool) -> Result<()> {
         self.len += data.len() as u64;
-        if let Some(fill) = &self.fill {
-            self.store.more(fill, data, &mut self.spooling).await;
+        match &self.fill {
+            Some(fill) if !self.store.more(fill, data, &mut self.spooling).await => {
+                Error::e_explain(ErrorType::WriteError, "it is not stored, and nobody reads it")
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {

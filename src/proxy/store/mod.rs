@@ -34,6 +34,8 @@ use pingora::http::ResponseHeader;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 use rustc_hash::FxHashMap;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::caching;
 use crate::cache::Known;
@@ -60,6 +62,8 @@ const LONGEST_FETCH: Duration = Duration::from_secs(300);
 const UNCACHEABLE: usize = 4096;
 /// Parts of the table of responses on their way.
 const SHARDS: usize = 16;
+/// How long a purge may take to be on disk.
+const PURGE: Duration = Duration::from_secs(5);
 /// Where there is a disk, longer bodies live there.
 const SHORT: u64 = 1 << 20;
 
@@ -198,13 +202,15 @@ impl Store {
         }
     }
 
-    /// Purges; on return it will hold after a restart, too. Blocks on disk.
-    pub fn purge(&self, purges: &[Purge]) -> io::Result<()> {
+    /// Purges; on return it will hold after a restart, too. An error: it holds, but only until then.
+    pub async fn purge_and_keep(&'static self, purges: Vec<Purge>) -> io::Result<()> {
         // First in force, then written: what is written and not in force would be a lie for a moment.
-        self.known.purges.apply(purges);
-        match &self.journal {
-            Some(journal) => journal.add(purges, || self.known.purges.all()),
-            None => Ok(()),
+        self.known.purges.apply(&purges);
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let kept = spawn_blocking(move || journal.add(&purges, || self.known.purges.all()));
+        match timeout(PURGE, kept).await {
+            Ok(kept) => kept.unwrap_or_else(|lost| Err(io::Error::other(lost))),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the cache's disk hangs")),
         }
     }
 
@@ -270,7 +276,7 @@ impl Store {
 
     /// Would a body of this length be kept at all?
     pub fn takes(&self, length: u64) -> bool {
-        length <= self.longest() || self.disk.as_ref().is_some_and(|disk| disk.works() && disk.takes(length))
+        length <= self.longest() || self.disk.as_ref().is_some_and(|disk| disk.may_work() && disk.takes(length))
     }
 
     /// A response is on its way.
@@ -298,10 +304,10 @@ impl Store {
         }
     }
 
-    /// More of a response came.
-    async fn more(&self, fill: &Arc<Fill>, bytes: Bytes, spooling: &mut bool) {
+    /// More of a response came. False: there is nobody left whom it is for.
+    async fn more(&self, fill: &Arc<Fill>, bytes: Bytes, spooling: &mut bool) -> bool {
         if bytes.is_empty() {
-            return;
+            return true;
         }
         let len = fill.push(bytes.clone());
         if fill.is_lost() {
@@ -310,8 +316,7 @@ impl Store {
                 self.abandon(fill);
             }
             self.hide(fill);
-            fill.wait_for_room().await;
-            return;
+            return fill.wait_for_room().await;
         }
         if *spooling {
             if let Some(disk) = &self.disk
@@ -319,7 +324,7 @@ impl Store {
             {
                 fill.lose();
             }
-            return;
+            return true;
         }
         let full = self.held.load(Ordering::Relaxed) > for_fills(self.room.load(Ordering::Relaxed));
         if len > self.longest() || full {
@@ -327,9 +332,10 @@ impl Store {
             if !*spooling {
                 fill.lose();
                 self.hide(fill);
-                fill.wait_for_room().await;
+                return fill.wait_for_room().await;
             }
         }
+        true
     }
 
     fn abandon(&self, fill: &Fill) {
@@ -363,17 +369,21 @@ impl Store {
                     }
                 }
                 None => {
-                    let committed = self.disk.as_ref().map(|disk| disk.commit(&fill, head.clone()));
                     // Until the file has its place whoever comes reads along.
                     tokio::spawn(async move {
-                        let committed = match committed {
-                            Some(committed) => committed.await.is_ok(),
+                        let disk = self.disk.as_ref();
+                        let committed = match disk {
+                            Some(disk) => disk.commit(&fill, head.clone()).await,
                             None => false,
                         };
+                        // An older one must not come back.
+                        let except = committed.then(|| head.born());
                         match committed {
                             true => self.put(fill.slot, Object::new(head, Body::Disk(len), true)),
-                            // An older one must not come back.
-                            false => self.remove(fill.slot),
+                            false => drop(self.memory.remove(&fill.slot)),
+                        }
+                        if let Some(disk) = disk {
+                            disk.remove(fill.slot, except);
                         }
                         self.hide(&fill);
                     });

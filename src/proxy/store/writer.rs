@@ -22,7 +22,7 @@ pub enum Job {
     /// Writes a whole object.
     Keep(u128, Arc<Object>, OwnedSemaphorePermit),
     /// Begins the file of a response on its way, with what came of it so far.
-    Begin(Arc<Fill>, Vec<Bytes>),
+    Begin(Arc<Fill>, Vec<Bytes>, OwnedSemaphorePermit),
     /// Appends to it.
     Append(Arc<Fill>, Bytes, OwnedSemaphorePermit),
     /// It is whole: the file gets its place, and somebody hears of it.
@@ -85,7 +85,9 @@ impl Disk {
             match job {
                 Job::Keep(slot, object, permit) => {
                     match self.write(slot, &object) {
-                        Ok(()) => self.recovered(),
+                        Ok(true) => self.recovered(),
+                        // There is no room for it now.
+                        Ok(false) => object.kept.store(false, Ordering::Relaxed),
                         Err(error) => {
                             object.kept.store(false, Ordering::Relaxed);
                             self.fail("writing", &error);
@@ -94,10 +96,13 @@ impl Disk {
                     self.unqueue(slot);
                     drop(permit);
                 }
-                Job::Begin(fill, so_far) => match self.start(&fill, &so_far) {
-                    Ok(spooling) => drop(open.insert(fill.id, spooling)),
-                    Err(error) => self.lost(&fill, &error),
-                },
+                Job::Begin(fill, so_far, permit) => {
+                    match self.start(&fill, &so_far) {
+                        Ok(spooling) => drop(open.insert(fill.id, spooling)),
+                        Err(error) => self.lost(&fill, &error),
+                    }
+                    drop(permit);
+                }
                 Job::Append(fill, bytes, permit) => {
                     if let Some(spooling) = open.get_mut(&fill.id)
                         && let Err(error) = self.more(spooling, &fill, &bytes)
@@ -129,7 +134,10 @@ impl Disk {
                     }
                     drop(permit);
                 }
-                Job::Delete(slot, except) => self.delete(slot, except),
+                Job::Delete(slot, except) => {
+                    self.delete(slot, except);
+                    self.deletes.fetch_sub(1, Ordering::Relaxed);
+                }
                 Job::Flush(done) => {
                     let (lock, wake) = &*done;
                     *lock.lock() = true;
@@ -156,13 +164,12 @@ impl Disk {
         self.path.join("tmp").join(id)
     }
 
-    fn write(&self, slot: u128, object: &Object) -> io::Result<()> {
-        let Body::Memory(chunks) = &object.body else { return Ok(()) };
+    fn write(&self, slot: u128, object: &Object) -> io::Result<bool> {
+        let Body::Memory(chunks) = &object.body else { return Ok(false) };
         let expected = (object.body.len() + object.weight()).next_multiple_of(BLOCK);
         // Fills are numbered from 1.
         if !self.hold(0, 0, expected) {
-            object.kept.store(false, Ordering::Relaxed);
-            return Ok(());
+            return Ok(false);
         }
         let path = self.unfinished(&format!("{slot:032x}"));
         let written = || -> io::Result<u64> {
@@ -173,7 +180,7 @@ impl Disk {
         let written = written();
         self.let_go(0, expected);
         let result = written.and_then(|bytes| self.rename(&path, slot, bytes));
-        result.inspect_err(|_| drop(fs::remove_file(&path)))
+        result.map(|()| true).inspect_err(|_| drop(fs::remove_file(&path)))
     }
 
     fn rename(&self, from: &Path, slot: u128, bytes: u64) -> io::Result<()> {

@@ -196,8 +196,10 @@ impl Cluster {
         loop {
             // First listen, then look.
             let changed = state.orders.changed.listen();
-            let exists: bool = redis::cmd("EXISTS").arg(self.stream()).query_async(&mut connection).await?;
-            if !exists {
+            let mut first = redis::cmd("XRANGE");
+            first.arg(self.stream()).arg("-").arg("+").arg("COUNT").arg(1);
+            let first: Vec<Entry> = first.query_async(&mut connection).await?;
+            if self.is_forgotten(first.first().map(|(id, _)| &**id)) {
                 self.read.lock().given.clear();
                 self.tell_purges_again(state);
             }

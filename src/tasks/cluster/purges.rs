@@ -48,6 +48,8 @@ const TOGETHER: usize = 100;
 pub(super) struct Told {
     /// The last entry that holds here.
     applied: Option<Id>,
+    /// The same when it was last looked whether Redis forgot.
+    seen: Option<Id>,
     /// What was not told yet.
     waiting: VecDeque<Waiting>,
     /// How many waited so far.
@@ -175,6 +177,18 @@ impl Cluster {
         }
     }
 
+    /// Does the stream begin after everything that this node had seen of it when it was asked last? Then it is another.
+    pub(super) fn is_forgotten(&self, first: Option<&str>) -> bool {
+        let mut told = self.purges.lock();
+        let (before, now) = (told.seen, told.applied);
+        told.seen = now;
+        match (first.and_then(id), before) {
+            (None, _) => true,
+            (Some(first), Some(before)) => before < first,
+            (Some(_), None) => false,
+        }
+    }
+
     fn untold(&self) -> Option<(u64, Event)> {
         let state = self.purges.lock();
         let Waiting { number, purges, again, told: _ } = state.waiting.front()?;
@@ -190,6 +204,8 @@ impl Cluster {
             all.push(Purge { what: What::Everything, soft: false, at: older });
         }
         let mut told = self.purges.lock();
+        // Should Redis take nothing yet, once is enough.
+        told.waiting.retain(|waiting| !waiting.again);
         for some in all.chunks(TOGETHER) {
             told.add(some.to_vec(), true, None);
         }
@@ -251,11 +267,8 @@ impl Cluster {
 
     async fn carry_out(&self, state: &Arc<State>, purges: Vec<Purge>) {
         state.metrics.cache.purges.inc_by(purges.len() as u64);
-        let store = state.store;
-        match tokio::task::spawn_blocking(move || store.purge(&purges)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a purge of another node is in force, but will not survive a restart"),
-            Err(error) => tracing::error!(%error, "a purge of another node was not carried out"),
+        if let Err(error) = state.store.purge_and_keep(purges).await {
+            tracing::error!(%error, "a purge of another node is in force, but will not survive a restart");
         }
     }
 }
