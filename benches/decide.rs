@@ -87,6 +87,7 @@ fn benches(criterion: &mut Criterion) {
         query: None,
         version: Version::HTTP_11,
         tls: false,
+        misdirected: false,
         headers: &headers,
         has_body: false,
         body: Seen::Unread,

@@ -69,6 +69,7 @@ fn ask(snapshot: &Snapshot, n: u64, headers: &HeaderMap, now: Moment) -> bool {
         query: None,
         version: Version::HTTP_11,
         tls: false,
+        misdirected: false,
         headers,
         has_body: false,
         body: Seen::Unread,

@@ -26,6 +26,7 @@ pub mod decide;
 pub mod explain;
 pub mod kept;
 pub mod limits;
+pub mod listeners;
 pub mod memory;
 pub mod observe;
 pub mod overload;

@@ -7,6 +7,8 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use rustls::crypto::ring::Ticketer;
+use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
 
 use crate::cache;
 use crate::client::standing::Standing;
@@ -43,7 +45,20 @@ pub struct Memory {
     regions: Mutex<HashMap<Box<str>, Arc<RegionState>>>,
     budgets: Mutex<HashMap<Box<str>, Arc<Budget>>>,
     routes: Mutex<HashMap<Box<str>, Arc<AtomicU32>>>,
+    tickets: Mutex<HashMap<u64, Arc<Tickets>>>,
 }
+
+/// How TLS sessions are taken up again, also by another thread or under another configuration.
+#[derive(Debug)]
+pub struct Tickets {
+    /// Seals what clients keep; it changes its key by itself. None: the system had no random numbers for it.
+    pub ticketer: Option<Arc<dyn ProducesTickets>>,
+    /// What is kept here for clients that know no tickets.
+    pub sessions: Arc<dyn StoresServerSessions>,
+}
+
+/// So many sessions of clients that know no tickets are kept, for each listener.
+const SESSIONS: usize = 4096;
 
 impl Memory {
     /// Nothing is known yet.
@@ -62,6 +77,7 @@ impl Memory {
             regions: Mutex::default(),
             budgets: Mutex::default(),
             routes: Mutex::default(),
+            tickets: Mutex::default(),
         }
     }
 
@@ -99,6 +115,14 @@ impl Memory {
     /// How many requests of a route are at once.
     pub fn route(&self, route: &str) -> Arc<AtomicU32> {
         known(&self.routes, route.into(), Arc::default)
+    }
+
+    /// How sessions of a listener are taken up again.
+    pub fn tickets(&self, listener: u64) -> Arc<Tickets> {
+        known(&self.tickets, listener, || {
+            let ticketer = Ticketer::new().ok();
+            Arc::new(Tickets { ticketer, sessions: ServerSessionMemoryCache::new(SESSIONS) })
+        })
     }
 
     /// Every upstream.

@@ -47,6 +47,8 @@ pub struct Facts<'a> {
     pub version: Version,
     /// The client came over TLS.
     pub tls: bool,
+    /// And asked for another name there than it does here, one that its connection is not for.
+    pub misdirected: bool,
     /// The headers as the client sent them.
     pub headers: &'a HeaderMap,
     /// The request has a body, or may have one.
@@ -229,6 +231,7 @@ mod tests {
             query: None,
             version: Version::HTTP_11,
             tls: false,
+            misdirected: false,
             headers,
             has_body,
             body: Seen::Unread,

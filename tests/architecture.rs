@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 
 /// In the order of the journey: a stage may use those before it, never one after it.
-const STAGES: [&str; 18] = [
+const STAGES: [&str; 19] = [
     "config",
     "signing",
     "request",
+    "listeners",
     "lists",
     "client",
     "rules",

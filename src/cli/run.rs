@@ -13,7 +13,7 @@ use crate::config::Paths;
 use crate::proxy::server;
 use crate::reload::Reloader;
 use crate::state::State;
-use crate::tasks::{bans, orders, probe, signals, watch};
+use crate::tasks::{bans, certificates, orders, probe, signals, watch};
 
 /// What the demo adds to a plain run.
 #[derive(Default)]
@@ -79,6 +79,7 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
 async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, listener: std::net::TcpListener, extra: Extra) {
     tokio::spawn(state.resolver.clone().refresh(state.clone()));
     tokio::spawn(probe::run(state.clone()));
+    tokio::spawn(certificates::run(state.clone()));
     tokio::spawn(bans::run(state.clone(), state.orders.dir().map(Into::into), state.memory.known_ledger().is_some()));
     if let Some(cluster) = state.cluster.clone() {
         tokio::spawn(cluster.run(state.clone()));

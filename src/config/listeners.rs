@@ -8,16 +8,69 @@ use serde::Deserialize;
 
 use super::units::{Address, Secret, Span};
 
-/// One address that clients connect to. HTTP/1.1, and HTTP/2 by prior knowledge.
+/// One address that clients connect to. HTTP/1.1, and HTTP/2 by prior knowledge or, over TLS, by ALPN.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// IP address and port.
     pub address: Address,
+    /// Clients speak TLS.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+}
+
+/// What clients are shown, and what they have to show.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The one for a client's name is shown to it; the first one to whoever asks for another name, or for none.
+    #[schemars(length(min = 1))]
+    pub certificates: Vec<Certificate>,
+    /// Which versions and ciphers: Mozilla's `intermediate` (TLS 1.2 and 1.3), or `modern` (TLS 1.3 alone).
+    #[serde(default)]
+    pub profile: Profile,
+    /// Clients show certificates, too.
+    #[serde(default)]
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// A certificate with its key. Changed files are used from the next handshake on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Certificate {
+    /// A PEM file with the certificate, and the chain to its authority. Its names are those of its subject alternative names.
+    pub cert: PathBuf,
+    /// A PEM file with its private key.
+    pub key: PathBuf,
+    /// A file with the authority's OCSP response, in DER, that is shown with it (stapled).
+    #[serde(default)]
+    pub ocsp: Option<PathBuf>,
+}
+
+/// Versions and ciphers, by Mozilla's names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// TLS 1.2 with forward secrecy and authenticated encryption, and TLS 1.3.
+    #[default]
+    Intermediate,
+    /// TLS 1.3 alone.
+    Modern,
+}
+
+/// Which clients' certificates are accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClientAuth {
+    /// A PEM file of the authorities that sign clients' certificates.
+    pub ca: PathBuf,
+    /// Clients without one are let in as well.
+    #[serde(default)]
+    pub optional: bool,
 }
 
 pub(super) fn default_listeners() -> Vec<Listener> {
-    vec![Listener { address: Address(([127, 0, 0, 1], 8080).into()) }]
+    vec![Listener { address: Address(([127, 0, 0, 1], 8080).into()), tls: None }]
 }
 
 /// The admin address: metrics, status, reload. Never a data port.

@@ -28,7 +28,7 @@ pub use cache::{Cache, CacheKey, CacheQuery, CacheRule, Disk, EdgeMode, EdgeTtl,
 pub use client::Client;
 pub use cluster::Cluster;
 pub use limits::Limits;
-pub use listeners::{AccessLog, Admin, Listener, Resolver, Shutdown};
+pub use listeners::{AccessLog, Admin, Certificate, ClientAuth, Listener, Profile, Resolver, Shutdown, Tls};
 pub use lists::{List, Source};
 pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
 pub use overload::{Adaptive, Class, Overload};
@@ -37,7 +37,7 @@ pub use regions::{
     Affinity, AffinityFailover, Balance, BalancePolicy, CheckKind, CheckMethod, HashBy, HashField, HealthCheck, Location, Queue,
     Region, Upstream, UpstreamOptions, UpstreamTls,
 };
-pub use routes::{OneOrMany, Policy, Retry, RetryBudget, Route, Steering, Timeouts};
+pub use routes::{Hsts, Https, OneOrMany, Policy, Retry, RetryBudget, Route, Steering, Timeouts};
 pub use transforms::{HeaderEdits, Redirect, Transform};
 use units::Name;
 pub use waf::Waf;

@@ -36,6 +36,9 @@ pub struct Route {
     /// What of it may be answered without the origin. Nothing by default.
     #[serde(default)]
     pub cache: RouteCache,
+    /// Clients come over TLS. They may come without, by default.
+    #[serde(default)]
+    pub https: Https,
     /// How long to wait for what.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -54,6 +57,46 @@ pub struct Route {
     /// Clients may choose with `Portolan-Prefer-Region` and `Portolan-Force-Region`, or Fly's names for the same.
     #[serde(default)]
     pub client_regions: bool,
+}
+
+/// What becomes of clients that come without TLS, and whether browsers remember to come with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Https {
+    /// Whoever comes without TLS is sent to the same address with it (308).
+    #[serde(default)]
+    pub redirect: bool,
+    /// The port that they are sent to.
+    #[serde(default = "https_port")]
+    #[schemars(range(min = 1))]
+    pub port: u16,
+    /// `Strict-Transport-Security`, on what goes out over TLS. None by default.
+    #[serde(default)]
+    pub hsts: Option<Hsts>,
+}
+
+/// HTTP Strict Transport Security (RFC 6797).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Hsts {
+    /// For so long a browser comes with TLS only; `0s` takes it back.
+    pub max_age: Span,
+    /// So it does to every host below.
+    #[serde(default)]
+    pub include_subdomains: bool,
+    /// Browsers may ship it: hard to take back.
+    #[serde(default)]
+    pub preload: bool,
+}
+
+fn https_port() -> u16 {
+    443
+}
+
+impl Default for Https {
+    fn default() -> Self {
+        Self { redirect: false, port: https_port(), hsts: None }
+    }
 }
 
 fn yes() -> bool {

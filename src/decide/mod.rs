@@ -18,7 +18,7 @@ use crate::regions::latency::Areas;
 use crate::regions::spill;
 use crate::regions::steering::{Asked, Candidate, Order, Why};
 use crate::regions::{Region, RegionId};
-use crate::request::{Facts, Moment, hash, hash_ip, unit};
+use crate::request::{Facts, Moment, hash, hash_ip, host_name, unit};
 use crate::respond::Refusal;
 use crate::routes::{Matched, Patience, Route};
 use crate::rules::View;
@@ -153,6 +153,9 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
         missed: earlier.as_ref().is_some_and(|e| e.missed),
         later: None,
     };
+    if facts.misdirected {
+        return trail.refuse(Refusal::Misdirected, None);
+    }
     if facts.path == challenge::PATH && (snapshot.waf.challenges() || snapshot.limits.challenges()) {
         let (refusal, header) = answered(snapshot, facts, &client, now, mode);
         return trail.refuse(refusal, header);
@@ -173,6 +176,11 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     let route = matched.and_then(|m| snapshot.route(m.route));
     let Some(route) = route else { return trail.refuse(Refusal::NoRoute, None) };
     trail.route = matched;
+    if let Some(port) = route.https
+        && !over_tls(facts, &client)
+    {
+        return trail.refuse(Refusal::Redirected { status: 308 }, secured(facts, port));
+    }
 
     // How much at once. (Whoever has its places keeps them.)
     let routed = OnceCell::new();
@@ -441,6 +449,19 @@ pub fn stored_under(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision,
         cache::Asked::Lookup(lookup) => Some(lookup.key),
         cache::Asked::Off | cache::Asked::Bypass(_) => None,
     }
+}
+
+/// Did the client come over TLS, to us or to a proxy that we trust?
+fn over_tls(facts: &Facts<'_>, client: &ClientAddress) -> bool {
+    facts.tls
+        || (client.trusted_peer && facts.header("x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")))
+}
+
+/// Where a request is at home over TLS.
+fn secured(facts: &Facts<'_>, port: u16) -> Option<HeaderValue> {
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let query = facts.query.map(|query| format!("?{query}")).unwrap_or_default();
+    HeaderValue::try_from(format!("https://{}{port}{}{query}", host_name(facts.host), facts.path)).ok()
 }
 
 /// Does the client insist on a region?

@@ -114,6 +114,7 @@ impl Asked {
             query: self.query.as_deref(),
             version: Version::HTTP_11,
             tls: self.tls,
+            misdirected: false,
             headers: &self.headers,
             has_body,
             body: Seen::Read(Body { bytes: seen, truncated: seen.len() < body.len(), size: body.len() as u64 }),

@@ -13,6 +13,7 @@ use prometheus::{
 
 use super::RequestDone;
 use super::cache::CacheMetrics;
+use super::tls::TlsMetrics;
 use crate::client::country::LookupResult;
 use crate::limits::Decision;
 use crate::overload::Shed;
@@ -78,6 +79,8 @@ pub struct Metrics {
     reload_successful: IntGauge,
     /// What the cache does.
     pub cache: CacheMetrics,
+    /// What TLS does on listeners.
+    pub tls: TlsMetrics,
     /// Client connections that are open.
     pub connections: IntGauge,
     /// Without labels, and not there before a cluster says something: there may be none.
@@ -240,6 +243,7 @@ impl Metrics {
             cluster_connected: gauges("portolan_cluster_connected", "1 while the cluster's Redis can be reached.", &[])?,
             connections: gauge("portolan_connections", "Client connections that are open.")?,
             cache: CacheMetrics::new(&registry)?,
+            tls: TlsMetrics::new(&registry)?,
             registry,
             requests,
             duration,
@@ -470,6 +474,7 @@ impl Metrics {
             }
         }
         self.cache.refresh(store, live.snapshot.cache.known.purges.lines());
+        self.tls.refresh(&live.snapshot.listeners);
         self.learned_areas.set(i64::try_from(learned_areas).unwrap_or(i64::MAX));
         let built = live.snapshot.databases.source().and_then(|d| d.built.duration_since(UNIX_EPOCH).ok());
         self.database_built.set(built.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0)));

@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod cache;
 pub mod metrics;
+pub mod tls;
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};

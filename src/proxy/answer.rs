@@ -55,6 +55,7 @@ pub async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
     for (name, value) in more {
         response.insert_header(name, value)?;
     }
+    headers::hsts(session, &mut response, ctx)?;
     if let Some((policy, state)) = ctx.decision.as_ref().and_then(|d| ctx.live.snapshot.limits.headers(&d.limits)) {
         response.insert_header(headers::RATE_LIMIT_POLICY, policy)?;
         response.insert_header(headers::RATE_LIMIT, state)?;
@@ -142,6 +143,7 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
         }
         Refusal::NoRoute
         | Refusal::BadRequest
+        | Refusal::Misdirected
         | Refusal::RequestTimeout
         | Refusal::AllRegionsUnavailable { .. }
         | Refusal::DeadlineExceeded { .. }

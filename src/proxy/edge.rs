@@ -407,6 +407,7 @@ impl ProxyHttp for Edge {
         }
         caching::tell(session, response, ctx)?;
         headers::set_cookies(session, response, ctx)?;
+        headers::hsts(session, response, ctx)?;
         headers::to_client(session, response, ctx)?;
         stream::tell(session, response, ctx.caching.as_ref().is_some_and(|caching| caching.partial));
         Ok(())

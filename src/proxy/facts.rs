@@ -6,7 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::header;
 use pingora::proxy::Session;
 
+use super::stream;
 use crate::request::{Facts, Seen};
+use crate::snapshot::Snapshot;
 
 /// What is known of a request beside its header.
 #[derive(Debug, Clone, Copy)]
@@ -19,11 +21,20 @@ pub struct Given<'a> {
     pub request_id: &'a str,
     /// A random number, the request's own.
     pub chance: u64,
+    /// It came by a connection that is for other names.
+    pub misdirected: bool,
+}
+
+/// Did the request come by a connection that is for other names (RFC 9110, section 7.4)?
+pub fn misdirected(session: &Session, snapshot: &Snapshot) -> bool {
+    let Some(secured) = stream::secured(session) else { return false };
+    let tls = snapshot.listeners.get(secured.listener).and_then(|listener| listener.tls.as_ref());
+    tls.is_some_and(|tls| !tls.certificates.may_serve(secured.name.as_deref(), host(session)))
 }
 
 /// The facts of a request. An address that the socket does not tell is 0.0.0.0, which nobody trusts.
 pub fn facts<'a>(session: &'a Session, given: Given<'a>) -> Facts<'a> {
-    let Given { has_body, body, request_id, chance } = given;
+    let Given { has_body, body, request_id, chance, misdirected } = given;
     let request = session.req_header();
     Facts {
         peer: peer(session),
@@ -32,8 +43,8 @@ pub fn facts<'a>(session: &'a Session, given: Given<'a>) -> Facts<'a> {
         path: request.uri.path(),
         query: request.uri.query(),
         version: request.version,
-        // Listeners with TLS do not exist yet.
-        tls: false,
+        tls: stream::secured(session).is_some(),
+        misdirected,
         headers: &request.headers,
         has_body,
         body,

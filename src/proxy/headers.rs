@@ -2,15 +2,17 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use http::{HeaderName, HeaderValue, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
+use rustls::pki_types::CertificateDer;
 use smallvec::SmallVec;
 
-use super::clock;
 use super::edge::{Context, REQUEST_ID};
 use super::facts::{Given, cookie, facts, host, peer};
+use super::{clock, stream};
 use crate::cache::is_unkeyed;
 use crate::decide::{Changes, WROTE, responded};
 use crate::regions::Affinity;
@@ -43,6 +45,17 @@ pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Conte
         request.remove_header(name);
     }
 
+    let secured = stream::secured(session);
+    if let Some([own, chain @ ..]) = secured.map(|secured| &*secured.client) {
+        // RFC 9440, section 2: bytes as RFC 8941 writes them, and the chain without the certificate itself.
+        let bytes = |der: &CertificateDer<'_>| format!(":{}:", BASE64_STANDARD.encode(der));
+        request.insert_header("Client-Cert", bytes(own))?;
+        if !chain.is_empty() {
+            let chain: Vec<String> = chain.iter().map(bytes).collect();
+            request.insert_header("Client-Cert-Chain", chain.join(", "))?;
+        }
+    }
+
     let peer = peer(session).to_canonical();
     let mut forwarded_for = SmallVec::<[u8; 64]>::new();
     if trusted {
@@ -55,7 +68,8 @@ pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Conte
     let forwarded_for = HeaderValue::from_bytes(&forwarded_for).unwrap_or(HeaderValue::from_static("unknown"));
     request.insert_header("X-Forwarded-For", forwarded_for)?;
     if !request.headers.contains_key("x-forwarded-proto") {
-        request.insert_header("X-Forwarded-Proto", HeaderValue::from_static("http"))?;
+        let scheme = if secured.is_some() { "https" } else { "http" };
+        request.insert_header("X-Forwarded-Proto", HeaderValue::from_static(scheme))?;
     }
     if !request.headers.contains_key("x-forwarded-host") {
         request.insert_header("X-Forwarded-Host", host(session))?;
@@ -109,6 +123,14 @@ fn transformed(request: &mut RequestHeader, changes: &Changes) -> Result<()> {
     }
 }
 
+/// Browsers come over TLS from now on (RFC 6797, section 7.2: said over TLS alone, or else it is not believed).
+pub fn hsts(session: &Session, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
+    match ctx.route().and_then(|route| route.hsts.as_ref()).filter(|_| stream::secured(session).is_some()) {
+        Some(value) => response.insert_header(header::STRICT_TRANSPORT_SECURITY, value),
+        None => Ok(()),
+    }
+}
+
 /// What transforms change for the client.
 pub fn to_client(session: &Session, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
     let snapshot = &ctx.live.snapshot;
@@ -120,8 +142,13 @@ pub fn to_client(session: &Session, response: &mut ResponseHeader, ctx: &Context
     if !snapshot.transforms.edits_responses() && !snapshot.limits.waits(&decision.limits) {
         return Ok(());
     }
-    let given =
-        Given { has_body: false, body: Seen::Unread, request_id: ctx.request_id.to_str().unwrap_or("-"), chance: ctx.chance };
+    let given = Given {
+        has_body: false,
+        body: Seen::Unread,
+        request_id: ctx.request_id.to_str().unwrap_or("-"),
+        chance: ctx.chance,
+        misdirected: false,
+    };
     let facts = facts(session, given);
     let region = ctx.region().and_then(|r| r.to_str().ok()).unwrap_or_default();
     let seen = Response { status: response.status.as_u16(), headers: &response.headers, region };

@@ -7,7 +7,7 @@ use pingora::proxy::Session;
 
 use super::answer::{fresh_id, given_id};
 use super::edge::Context;
-use super::facts::{Given, facts};
+use super::facts::{Given, facts, misdirected};
 use super::{body, clock};
 use crate::decide::{Decision, Earlier, Next, decide, resume};
 use crate::request::{Body, Seen};
@@ -26,7 +26,8 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
     let live = ctx.live.clone();
     let snapshot = &live.snapshot;
     let seen = if has_body { Seen::Unread } else { Seen::Read(Body::default()) };
-    let mut given = Given { has_body, body: seen, request_id, chance: ctx.chance };
+    let misdirected = misdirected(session, snapshot);
+    let mut given = Given { has_body, body: seen, request_id, chance: ctx.chance, misdirected };
     let read;
     let first = &facts(session, given);
     let mut decision = match session.subrequest_ctx {
@@ -69,7 +70,7 @@ pub async fn missed(session: &Session, ctx: &mut Context, state: &State) -> Deci
     let live = ctx.live.clone();
     let request_id = ctx.request_id.clone();
     let request_id = request_id.to_str().unwrap_or("-");
-    let given = Given { has_body: false, body: Seen::Read(Body::default()), request_id, chance: ctx.chance };
+    let given = Given { has_body: false, body: Seen::Read(Body::default()), request_id, chance: ctx.chance, misdirected: false };
     let earlier = ctx.decision.as_mut().map(|decision| Earlier { missed: true, ..Earlier::of(decision) });
     // Whoever waited for another one's answer has all of `timeouts.total` from here.
     let mut decision = resume(&live.snapshot, &facts(session, given), clock::now(), Mode::Commit, earlier);

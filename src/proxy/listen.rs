@@ -11,14 +11,20 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use super::stream::ClientStream;
+use crate::observe::tls::Handshake;
 use crate::state::State;
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 /// When accepting fails for want of descriptors, trying again at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// A client that connects and says nothing is let go after this long.
 const FIRST_BYTE: Duration = Duration::from_secs(60);
@@ -126,8 +132,8 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts until draining begins, each connection in a task of its own.
-pub async fn accept<A>(listener: TcpListener, app: Arc<A>, connections: Connections)
+/// Accepts until draining begins, each connection in a task of its own. `nth`: which listener it is.
+pub async fn accept<A>(listener: TcpListener, nth: usize, app: Arc<A>, connections: Connections)
 where
     A: ServerApp + Send + Sync + 'static,
 {
@@ -140,7 +146,7 @@ where
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, peer)) => serve(tcp, peer, &app, &connections),
+            Ok((tcp, peer)) => serve(tcp, peer, nth, &app, &connections),
             Err(error) if is_about_one_connection(&error) => {
                 tracing::debug!(%error, "a connection was lost before it was accepted")
             }
@@ -152,7 +158,7 @@ where
     }
 }
 
-fn serve<A>(tcp: TcpStream, peer: SocketAddr, app: &Arc<A>, connections: &Connections)
+fn serve<A>(tcp: TcpStream, peer: SocketAddr, nth: usize, app: &Arc<A>, connections: &Connections)
 where
     A: ServerApp + Send + Sync + 'static,
 {
@@ -162,10 +168,31 @@ where
     }
     // Whoever finds no room is told at once: a connection that nobody answers would wait for nothing.
     let Some(open) = connections.open(peer.ip()) else { return };
-    let mut stream = ClientStream::new(tcp, peer, open);
-    let app = app.clone();
+    let (app, state) = (app.clone(), connections.state.clone());
     let mut draining = connections.draining();
     pingora_runtime::current_handle().spawn(async move {
+        // The certificates of now: a reload brings others.
+        let tls = state.live.load().snapshot.listeners.get(nth).and_then(|listener| Some(listener.tls.as_ref()?.config.clone()));
+        let mut stream = match tls {
+            None => ClientStream::plain(tcp, peer, open),
+            Some(config) => {
+                let shaken = tokio::select! {
+                    biased;
+                    shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(tcp)) => shaken,
+                    _ = draining.wait_for(|d| *d) => return,
+                };
+                state.metrics.tls.handshake(match &shaken {
+                    Ok(Ok(_)) => Handshake::Done,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, %peer, "a TLS handshake failed");
+                        Handshake::Failed
+                    }
+                    Err(_) => Handshake::TimedOut,
+                });
+                let Ok(Ok(stream)) = shaken else { return };
+                ClientStream::secured(stream, nth, peer, open)
+            }
+        };
         // Pingora does not look at `draining` before a connection's first byte.
         let begins = tokio::select! {
             biased;

@@ -62,9 +62,9 @@ struct DataPlane {
 impl Service for DataPlane {
     async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
         let mut loops = Vec::new();
-        for listener in self.listeners.drain(..) {
+        for (nth, listener) in self.listeners.drain(..).enumerate() {
             match TcpListener::from_std(listener) {
-                Ok(listener) => loops.push(tokio::spawn(accept(listener, self.app.clone(), self.connections.clone()))),
+                Ok(listener) => loops.push(tokio::spawn(accept(listener, nth, self.app.clone(), self.connections.clone()))),
                 Err(error) => tracing::error!(%error, "a listener cannot be used"),
             }
         }

@@ -1,4 +1,4 @@
-//! A client's connection as Pingora wants it: a TCP stream with a write buffer, counted while it is open.
+//! A client's connection as Pingora wants it: TCP, or TLS over it, with a write buffer, counted while it is open.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,11 +16,15 @@ use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID, UniqueIDType,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
+    UniqueIDType,
 };
 use pingora::proxy::Session;
+use rustls::ServerConnection;
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use super::listen::Open;
 
@@ -30,18 +34,25 @@ const WRITE_BUFFER: usize = 32 << 10;
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// What carries a connection.
+#[derive(Debug)]
+enum Io {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
 /// A client's connection.
 #[derive(Debug)]
 pub struct ClientStream {
-    tcp: TcpStream,
+    io: Io,
     /// Written, and not sent yet.
     buffer: BytesMut,
     /// Read ahead by [`Peek`], not yet by HTTP.
     peeked: BytesMut,
     socket: Arc<SocketDigest>,
     established: SystemTime,
-    wishes: Arc<Wishes>,
-    /// Tells the hooks of `wishes`.
+    between: Arc<Between>,
+    /// Tells the hooks of `between`.
     proxied: Option<Arc<ProxyDigest>>,
     /// The date to be written, and where in what is written next it begins, or began.
     date: Option<(isize, Date)>,
@@ -53,14 +64,46 @@ pub struct ClientStream {
 /// A date as responses have it (RFC 9110, section 5.6.7): as long as every other.
 type Date = [u8; 29];
 
-/// What the hooks tell the connection of the response that is written next.
+/// What hooks and connection tell each other.
 #[derive(Debug, Default)]
-struct Wishes {
-    /// Its `Date`. Pingora would write the time at which it passes through, but it is the origin's, and a stored response
+struct Between {
+    /// What was agreed on, if it is TLS.
+    secured: Option<Secured>,
+    /// Of the response that is written next: its `Date`. Pingora would write the time at which it passes through, but it is the origin's, and a stored response
     /// keeps the one it was made at (RFC 9110, section 6.6.1; RFC 9111, section 5.1).
     date: Mutex<Option<Date>>,
     /// Nothing of it waits in the buffer: there may be a while before the next of it comes.
     eager: AtomicBool,
+}
+
+/// What client and listener agreed on.
+#[derive(Debug, Default)]
+pub struct Secured {
+    /// The name that the client asked for, in lower case.
+    pub name: Option<Box<str>>,
+    /// The client's certificate and its chain, verified.
+    pub client: Box<[CertificateDer<'static>]>,
+    /// The listener, by its position.
+    pub listener: usize,
+}
+
+impl Secured {
+    /// Of a handshake on a listener.
+    pub fn of(connection: &ServerConnection, listener: usize) -> Self {
+        let name = connection.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase().into());
+        let client = connection.peer_certificates().unwrap_or_default();
+        Self { name, client: client.iter().map(|one| one.clone().into_owned()).collect(), listener }
+    }
+}
+
+fn between(session: &Session) -> Option<&Arc<Between>> {
+    let digest = session.digest().and_then(|digest| digest.proxy_digest.as_ref());
+    digest.and_then(|digest| digest.user_data.as_ref()?.downcast_ref::<Arc<Between>>())
+}
+
+/// What was agreed on, if the client came over TLS.
+pub fn secured(session: &Session) -> Option<&Secured> {
+    between(session)?.secured.as_ref()
 }
 
 /// Tells the connection of a response: it keeps its date, and `eager` ones are not buffered. HTTP/2 has its own buffers,
@@ -70,13 +113,11 @@ pub fn tell(session: &Session, response: &ResponseHeader, eager: bool) {
     if session.as_downstream().is_http2() || session.subrequest_ctx.is_some() {
         return;
     }
-    let digest = session.digest().and_then(|digest| digest.proxy_digest.as_ref());
-    let wishes = digest.and_then(|digest| digest.user_data.as_ref()?.downcast_ref::<Arc<Wishes>>());
-    let Some(wishes) = wishes else { return };
-    wishes.eager.store(eager, Ordering::Relaxed);
+    let Some(between) = between(session) else { return };
+    between.eager.store(eager, Ordering::Relaxed);
     let date = response.headers.get(header::DATE).and_then(|date| Date::try_from(date.as_bytes()).ok());
     // In another form, or none: it gets a new one.
-    *wishes.date.lock() = date.filter(|date| date.ends_with(b" GMT"));
+    *between.date.lock() = date.filter(|date| date.ends_with(b" GMT"));
 }
 
 /// Where the value of `Date` begins in a response's head.
@@ -92,21 +133,31 @@ fn place_of_date(head: &[u8]) -> Option<isize> {
 
 impl ClientStream {
     /// Wraps an accepted connection.
-    pub fn new(tcp: TcpStream, peer: SocketAddr, open: Open) -> Self {
-        let socket = SocketDigest::from_raw_fd(tcp.as_raw_fd());
+    pub fn plain(tcp: TcpStream, peer: SocketAddr, open: Open) -> Self {
+        Self::new(Io::Tcp(tcp), None, peer, open)
+    }
+
+    /// Wraps an accepted connection whose handshake, on this listener, is over.
+    pub fn secured(tls: TlsStream<TcpStream>, listener: usize, peer: SocketAddr, open: Open) -> Self {
+        let secured = Secured::of(tls.get_ref().1, listener);
+        Self::new(Io::Tls(Box::new(tls)), Some(secured), peer, open)
+    }
+
+    fn new(io: Io, secured: Option<Secured>, peer: SocketAddr, open: Open) -> Self {
+        let socket = SocketDigest::from_raw_fd(io.tcp().as_raw_fd());
         // Setting a fresh cell cannot fail.
         let _ = socket.peer_addr.set(Some(peer.into()));
-        let wishes = Arc::<Wishes>::default();
+        let between = Arc::new(Between { secured, ..Between::default() });
         // It is the one digest that carries something of ours; the response in it is nobody's.
         let nothing = ResponseHeader::build_no_case(200, Some(0)).ok();
-        let proxied = nothing.map(|nothing| Arc::new(ProxyDigest::new(Box::new(nothing), Some(Box::new(wishes.clone())))));
+        let proxied = nothing.map(|nothing| Arc::new(ProxyDigest::new(Box::new(nothing), Some(Box::new(between.clone())))));
         Self {
-            tcp,
+            io,
             buffer: BytesMut::new(),
             peeked: BytesMut::new(),
             socket: Arc::new(socket),
             established: SystemTime::now(),
-            wishes,
+            between,
             proxied,
             date: None,
             patched: Vec::new(),
@@ -118,7 +169,7 @@ impl ClientStream {
     /// client leaves before. May be cancelled.
     pub async fn began(&mut self) -> bool {
         while self.peeked.len() < PREFACE.len() && PREFACE.starts_with(&self.peeked) {
-            match self.tcp.read_buf(&mut self.peeked).await {
+            match self.io.read_buf(&mut self.peeked).await {
                 Ok(n) if n > 0 => {}
                 _ => return !self.peeked.is_empty(),
             }
@@ -129,12 +180,13 @@ impl ClientStream {
     /// Sends what waits in the buffer.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.buffer.is_empty() {
-            match ready!(Pin::new(&mut self.tcp).poll_write(cx, &self.buffer))? {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 sent => self.buffer.advance(sent),
             }
         }
-        Poll::Ready(Ok(()))
+        // TLS has records that wait for the socket.
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     /// Buffers what is short. What is long is sent together with what waits: a header and its body are one system call.
@@ -142,14 +194,14 @@ impl ClientStream {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let eager = self.wishes.eager.load(Ordering::Relaxed);
+        let eager = self.between.eager.load(Ordering::Relaxed);
         if self.buffer.len() + bytes.len() <= WRITE_BUFFER && !eager {
             self.buffer.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
         loop {
             let both = [io::IoSlice::new(&self.buffer), io::IoSlice::new(bytes)];
-            let sent = ready!(Pin::new(&mut self.tcp).poll_write_vectored(cx, &both))?;
+            let sent = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &both))?;
             let waited = sent.min(self.buffer.len());
             self.buffer.advance(waited);
             match sent - waited {
@@ -170,7 +222,7 @@ impl AsyncRead for ClientStream {
             let _ = self.poll_send(cx);
         }
         if self.peeked.is_empty() {
-            return Pin::new(&mut self.tcp).poll_read(cx, buf);
+            return Pin::new(&mut self.io).poll_read(cx, buf);
         }
         let take = self.peeked.len().min(buf.remaining());
         buf.put_slice(&self.peeked.split_to(take));
@@ -183,7 +235,7 @@ impl AsyncWrite for ClientStream {
         let this = &mut *self;
         if this.date.is_none() && buf.starts_with(b"HTTP/1.") {
             let place = place_of_date(buf);
-            this.date = place.and_then(|place| Some((place, this.wishes.date.lock().take()?)));
+            this.date = place.and_then(|place| Some((place, this.between.date.lock().take()?)));
         }
         let Some((place, date)) = this.date else {
             return this.poll_put(cx, buf);
@@ -211,7 +263,7 @@ impl AsyncWrite for ClientStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_send(cx))?;
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -240,11 +292,64 @@ impl Shutdown for ClientStream {
 
 impl UniqueID for ClientStream {
     fn id(&self) -> UniqueIDType {
-        self.tcp.as_raw_fd()
+        self.io.tcp().as_raw_fd()
     }
 }
 
-impl Ssl for ClientStream {}
+impl Ssl for ClientStream {
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        let Io::Tls(tls) = &self.io else { return None };
+        tls.get_ref().1.alpn_protocol().map(|protocol| if protocol == b"h2" { ALPN::H2 } else { ALPN::H1 })
+    }
+}
+
+impl Io {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
 
 impl GetTimingDigest for ClientStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {

@@ -6,13 +6,15 @@ use crate::request::same_header;
 ///
 /// Names that other proxies and clouds use for the same are here too: an origin that still listens to
 /// one of them must not hear a stranger. Sorted, lower case.
-const IDENTITY: [&str; 23] = [
+const IDENTITY: [&str; 25] = [
     "cf-connecting-ip",
     "cf-connecting-ipv6",
     "cf-ipcountry",
     "cf-pseudo-ipv4",
     "cf-ray",
     "cf-visitor",
+    "client-cert",
+    "client-cert-chain",
     "client-ip",
     "fastly-client-ip",
     "fly-client-ip",

@@ -14,6 +14,8 @@ pub enum Refusal {
     NoRoute,
     /// The request cannot be understood (RFC 9110, section 15.5.1).
     BadRequest,
+    /// Its connection was made for other names (RFC 9110, section 15.5.20).
+    Misdirected,
     /// The client stopped sending its request (RFC 9110, section 15.5.9).
     RequestTimeout,
     /// No candidate gave a response.
@@ -132,6 +134,7 @@ impl Refusal {
         match self {
             Self::NoRoute => 404,
             Self::BadRequest => 400,
+            Self::Misdirected => 421,
             Self::RequestTimeout => 408,
             Self::AllRegionsUnavailable { .. } => 503,
             Self::DeadlineExceeded { .. } => 504,
@@ -157,6 +160,7 @@ impl Refusal {
         match self {
             Self::NoRoute => "No such route\n",
             Self::BadRequest => "Bad request\n",
+            Self::Misdirected => "Misdirected request\n",
             Self::RequestTimeout => "The request took too long\n",
             Self::AllRegionsUnavailable { .. } => "All regions unavailable",
             Self::DeadlineExceeded { .. } => "The origin took too long\n",
@@ -187,6 +191,7 @@ impl Refusal {
             | Self::GivenUp { retry_after: Some(retry_after), .. } => Some(seconds(retry_after)),
             Self::NoRoute
             | Self::BadRequest
+            | Self::Misdirected
             | Self::RequestTimeout
             | Self::DeadlineExceeded { .. }
             | Self::GivenUp { retry_after: None, .. }
@@ -209,7 +214,7 @@ impl Refusal {
         let failure = |failure: Option<Failure>, other| failure.map_or(other, Failure::proxy_status);
         let error = match self {
             Self::NoRoute => "destination_not_found",
-            Self::BadRequest | Self::RequestTimeout => "http_request_error",
+            Self::BadRequest | Self::Misdirected | Self::RequestTimeout => "http_request_error",
             Self::AllRegionsUnavailable { failure: f, .. } => failure(f, "destination_unavailable"),
             Self::DeadlineExceeded { failure: f } => failure(f, "http_response_timeout"),
             Self::GivenUp { .. } => "destination_unavailable",

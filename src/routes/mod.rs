@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use http::HeaderValue;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
@@ -33,6 +34,10 @@ pub struct Route {
     pub bound: Option<(Arc<AtomicU32>, u32)>,
     /// What of it may be answered without the origin.
     pub cache: RouteCache,
+    /// Whoever comes without TLS is sent to this port with it.
+    pub https: Option<u16>,
+    /// `Strict-Transport-Security`, for those who come with it.
+    pub hsts: Option<HeaderValue>,
     /// How long to wait for what.
     pub timeouts: Timeouts,
     /// What is tried again.

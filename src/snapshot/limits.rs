@@ -187,7 +187,7 @@ impl Compiler<'_> {
                 "path" => ("http.request.uri.path".to_owned(), false),
                 "ja4" => {
                     let problem = Problem::error(at.clone(), "`ja4` is not in this version");
-                    self.problems.push(problem.hint("it is a fingerprint of TLS, which listeners do not have yet"));
+                    self.problems.push(problem.hint("it is a fingerprint of TLS handshakes, which is not taken yet"));
                     return None;
                 }
                 other => (other.to_owned(), true),

@@ -2,6 +2,7 @@
 
 mod cache;
 mod limits;
+mod listeners;
 mod overload;
 mod regions;
 mod routes;
@@ -19,9 +20,10 @@ use crate::client::standing::Standing;
 use crate::config::problem::{KeyPath, nearest};
 use crate::config::tree::Secrets;
 use crate::config::units::{Name, UpstreamUrl};
-use crate::config::{Config, Problem};
+use crate::config::{self, Config, Problem};
 use crate::key_path;
 use crate::limits::Limits;
+use crate::listeners::{Certificate, Listener};
 use crate::lists::{Lists, Told};
 use crate::memory::Memory;
 use crate::overload::Overload;
@@ -45,11 +47,15 @@ pub struct Resources {
     pub secrets: Secrets,
     /// What lists tell, by their names.
     pub lists: HashMap<String, Arc<Told>>,
+    /// Certificates for clients.
+    pub certificates: HashMap<config::Certificate, Arc<Certificate>>,
 }
 
 /// Everything a decision reads. Each request holds on to one for its whole life.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// Where clients connect, in the order of the configuration.
+    pub listeners: Box<[Listener]>,
     /// Whom to believe about the client.
     pub trust: Trust,
     /// Addresses to places.
@@ -114,7 +120,7 @@ impl Snapshot {
 pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Result<(Snapshot, Vec<Problem>), Vec<Problem>> {
     // Exhaustive, so that a new key must be handled here.
     let Config {
-        listeners: _,
+        listeners,
         admin,
         client,
         regions,
@@ -162,11 +168,11 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
             compiler.problems.push(problem.hint("set `secret: \"${file:cookie.secret}\"`"));
         }
     }
-    if config.listeners.is_empty() {
+    if listeners.is_empty() {
         compiler.error(key_path!["listeners"], "there is no listener");
     }
-    for (i, listener) in config.listeners.iter().enumerate() {
-        let taken = config.listeners.iter().take(i).any(|l| l.address == listener.address);
+    for (i, listener) in listeners.iter().enumerate() {
+        let taken = listeners.iter().take(i).any(|l| l.address == listener.address);
         if taken || listener.address == admin.address {
             let other = if taken { "another listener" } else { "`admin`" };
             compiler.error(key_path!["listeners", i, "address"], format!("{} has this address too", other));
@@ -193,6 +199,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     let grace = shutdown.grace.0;
 
     compiler.lists = compiler.lists(lists);
+    let listeners = compiler.listeners(listeners);
     let regions: Box<[Region]> = regions.iter().map(|(name, region)| compiler.region(name, region)).collect();
     let (routes, router) = compiler.routes(routes);
     let transforms = compiler.transforms(redirects, transforms);
@@ -205,6 +212,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         return Err(compiler.problems);
     }
     let snapshot = Snapshot {
+        listeners,
         trust: Trust { proxies: client.trusted_proxies.iter().map(|n| n.0).collect(), header: client.ip_header.0.clone() },
         databases: resources.databases.clone(),
         key: memory.key.clone(),

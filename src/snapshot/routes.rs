@@ -1,5 +1,7 @@
 //! Routes and their steering, from what was typed to what can run.
 
+use http::HeaderValue;
+
 use super::Compiler;
 use crate::config::problem::KeyPath;
 use crate::config::units::{HostPattern, Name};
@@ -71,6 +73,7 @@ impl Compiler<'_> {
             steering,
             max_requests,
             cache,
+            https,
             timeouts,
             retry,
             streaming,
@@ -93,6 +96,8 @@ impl Compiler<'_> {
             steering: self.steering(&path.join("steering"), &name, steering),
             bound: max_requests.map(|most| (self.memory.route(&name), most)),
             cache: self.route_cache(&path.join("cache"), *cache, conditional),
+            https: https.redirect.then_some(https.port),
+            hsts: https.hsts.map(hsts),
             timeouts: Timeouts { connect: connect.0, first_byte: first_byte.0, idle: idle.0, total: total.0 },
             retry: Retry {
                 attempts: attempts.and_then(|a| u8::try_from(a).ok()),
@@ -266,4 +271,13 @@ fn shown_host(host: &HostPattern) -> String {
         HostPattern::Exact(name) => format!("`{name}`"),
         HostPattern::Below(name) => format!("`*.{name}`"),
     }
+}
+
+/// RFC 6797, section 6.1.
+fn hsts(said: config::Hsts) -> HeaderValue {
+    let config::Hsts { max_age, include_subdomains, preload } = said;
+    let mut value = format!("max-age={}", max_age.0.as_secs());
+    value.push_str(if include_subdomains { "; includeSubDomains" } else { "" });
+    value.push_str(if preload { "; preload" } else { "" });
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("max-age=0"))
 }

@@ -1,6 +1,7 @@
 //! Work in the background: I/O that no request waits for.
 
 pub mod bans;
+pub mod certificates;
 pub mod cluster;
 pub mod dns;
 pub mod orders;

@@ -310,6 +310,7 @@ pub async fn listening(address: SocketAddr) {
 /// The proxy, in this process.
 pub struct Portolan {
     pub address: SocketAddr,
+
     pub admin: SocketAddr,
     pub state: Arc<State>,
     pub reloader: Arc<Reloader>,
@@ -347,10 +348,11 @@ impl Portolan {
         let app = server::app(state.clone());
         let mut tasks = Vec::new();
         let mut address = None;
-        for listener in listeners {
+
+        for (nth, listener) in listeners.into_iter().enumerate() {
             address = address.or(listener.local_addr().ok());
             let listener = TcpListener::from_std(listener).unwrap();
-            tasks.push(tokio::spawn(listen::accept(listener, app.clone(), connections.clone())));
+            tasks.push(tokio::spawn(listen::accept(listener, nth, app.clone(), connections.clone())));
         }
         let admin_address = admin_listener.local_addr().unwrap();
         let listener = TcpListener::from_std(admin_listener).unwrap();

@@ -29,5 +29,6 @@ mod regions;
 mod reload;
 mod replay;
 mod streaming;
+mod tls;
 mod transforms;
 mod waf;

@@ -1,0 +1,72 @@
+//! Handshakes and certificates, as metrics.
+
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+
+use crate::listeners::Listener;
+
+/// What TLS does on listeners.
+#[derive(Debug)]
+pub struct TlsMetrics {
+    /// By their outcome.
+    handshakes: IntCounterVec,
+    expiry: IntGaugeVec,
+}
+
+/// How a handshake ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// Both sides agreed.
+    Done,
+    /// They did not.
+    Failed,
+    /// It took too long.
+    TimedOut,
+}
+
+impl Handshake {
+    /// All, so that each is there from the beginning.
+    pub const ALL: [Self; 3] = [Self::Done, Self::Failed, Self::TimedOut];
+
+    /// In metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Done => "ok",
+            Self::Failed => "failed",
+            Self::TimedOut => "timeout",
+        }
+    }
+}
+
+impl TlsMetrics {
+    /// All at zero.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let handshakes = IntCounterVec::new(
+            Opts::new("portolan_tls_handshakes_total", "TLS handshakes with clients, by how they ended."),
+            &["result"],
+        )?;
+        let expiry = IntGaugeVec::new(
+            Opts::new("portolan_tls_certificate_expiry_timestamp_seconds", "When a certificate that clients are shown expires."),
+            &["certificate"],
+        )?;
+        registry.register(Box::new(handshakes.clone()))?;
+        registry.register(Box::new(expiry.clone()))?;
+        for one in Handshake::ALL {
+            handshakes.with_label_values(&[one.label()]);
+        }
+        Ok(Self { handshakes, expiry })
+    }
+
+    /// Counts a handshake.
+    pub fn handshake(&self, how: Handshake) {
+        self.handshakes.with_label_values(&[how.label()]).inc();
+    }
+
+    /// What is only known at this moment.
+    pub fn refresh(&self, listeners: &[Listener]) {
+        self.expiry.reset();
+        for certificate in listeners.iter().filter_map(|listener| listener.tls.as_ref()).flat_map(|tls| &tls.certificates.all) {
+            let expires = i64::try_from(certificate.expires.as_secs()).unwrap_or(i64::MAX);
+            self.expiry.with_label_values(&[&certificate.path.display().to_string()]).set(expires);
+        }
+    }
+}

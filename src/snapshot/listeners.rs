@@ -1,0 +1,86 @@
+//! Where clients connect, from what was typed and read to what can run.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::crypto::ring::default_provider;
+use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::version::{TLS12, TLS13};
+
+use super::Compiler;
+use crate::config;
+use crate::config::problem::KeyPath;
+use crate::key_path;
+use crate::listeners::{Certificates, Listener, Tls};
+
+/// What is spoken inside, the better first (RFC 7301).
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+impl Compiler<'_> {
+    pub(super) fn listeners(&mut self, listeners: &[config::Listener]) -> Box<[Listener]> {
+        let each = listeners.iter().enumerate().map(|(i, listener)| {
+            let at = key_path!["listeners", i, "tls"];
+            Listener { tls: listener.tls.as_ref().and_then(|tls| self.tls(&at, &listener.address.0.to_string(), tls)) }
+        });
+        each.collect()
+    }
+
+    /// Nothing, where something is missing that was told of already.
+    fn tls(&mut self, at: &KeyPath, address: &str, tls: &config::Tls) -> Option<Tls> {
+        let config::Tls { certificates, profile, client_auth } = tls;
+        if certificates.is_empty() {
+            self.error(at.join("certificates"), "there is no certificate");
+            return None;
+        }
+        let read = certificates.iter().map(|one| self.resources.certificates.get(one).cloned());
+        let certificates = Arc::new(Certificates::new(read.collect::<Option<_>>()?));
+        let mut identity = DefaultHasher::new();
+        address.hash(&mut identity);
+        let mut roots = None;
+        if let Some(config::ClientAuth { ca, optional }) = client_auth {
+            let authorities = self.resources.authorities.get(ca)?;
+            (authorities, optional).hash(&mut identity);
+            let mut store = RootCertStore::empty();
+            let (_, ignored) = store.add_parsable_certificates(authorities.iter().map(|der| der.clone().into()));
+            if ignored > 0 || store.is_empty() {
+                self.error(at.join("client_auth").join("ca"), format!("{ignored} certificates in it are no authorities"));
+                return None;
+            }
+            roots = Some((Arc::new(store), *optional));
+        }
+        let provider = Arc::new(default_provider());
+        let versions: &[_] = match profile {
+            config::Profile::Intermediate => &[&TLS13, &TLS12],
+            config::Profile::Modern => &[&TLS13],
+        };
+        // Tickets are for this listener and its authorities: who was let in by others has to show its certificate anew.
+        let tickets = self.memory.tickets(identity.finish());
+        let build = || -> Result<ServerConfig, String> {
+            let builder = ServerConfig::builder_with_provider(provider.clone());
+            let builder = builder.with_protocol_versions(versions).map_err(|error| error.to_string())?;
+            let builder = match roots {
+                None => builder.with_no_client_auth(),
+                Some((roots, optional)) => {
+                    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                    let verifier = if optional { verifier.allow_unauthenticated() } else { verifier };
+                    builder.with_client_cert_verifier(verifier.build().map_err(|error| error.to_string())?)
+                }
+            };
+            let mut config = builder.with_cert_resolver(certificates.clone());
+            config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+            config.session_storage = tickets.sessions.clone();
+            if let Some(ticketer) = &tickets.ticketer {
+                config.ticketer = ticketer.clone();
+            }
+            Ok(config)
+        };
+        match build() {
+            Ok(config) => Some(Tls { config: Arc::new(config), certificates }),
+            Err(error) => {
+                self.error(at.clone(), error);
+                None
+            }
+        }
+    }
+}
