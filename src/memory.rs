@@ -45,7 +45,7 @@ pub struct Memory {
     regions: Mutex<HashMap<Box<str>, Arc<RegionState>>>,
     budgets: Mutex<HashMap<Box<str>, Arc<Budget>>>,
     routes: Mutex<HashMap<Box<str>, Arc<AtomicU32>>>,
-    tickets: Mutex<HashMap<u64, Arc<Tickets>>>,
+    tickets: Mutex<HashMap<Box<str>, Arc<Tickets>>>,
 }
 
 /// How TLS sessions are taken up again, also by another thread or under another configuration.
@@ -117,9 +117,9 @@ impl Memory {
         known(&self.routes, route.into(), Arc::default)
     }
 
-    /// How sessions of a listener are taken up again.
-    pub fn tickets(&self, listener: u64) -> Arc<Tickets> {
-        known(&self.tickets, listener, || {
+    /// How sessions of a listener (by its address, which a reload cannot change) are taken up again.
+    pub fn tickets(&self, listener: &str) -> Arc<Tickets> {
+        known(&self.tickets, listener.into(), || {
             let ticketer = Ticketer::new().ok();
             Arc::new(Tickets { ticketer, sessions: ServerSessionMemoryCache::new(SESSIONS) })
         })

@@ -49,6 +49,8 @@ pub struct Facts<'a> {
     pub tls: bool,
     /// And asked for another name there than it does here, one that its connection is not for.
     pub misdirected: bool,
+    /// And showed a certificate of its own.
+    pub certified: bool,
     /// The headers as the client sent them.
     pub headers: &'a HeaderMap,
     /// The request has a body, or may have one.
@@ -232,6 +234,7 @@ mod tests {
             version: Version::HTTP_11,
             tls: false,
             misdirected: false,
+            certified: false,
             headers,
             has_body,
             body: Seen::Unread,

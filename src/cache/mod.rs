@@ -165,7 +165,8 @@ pub struct Lookup {
 pub enum Bypass {
     /// Its method is neither GET nor HEAD.
     Method,
-    /// It has a body, asks for another protocol, or wants the answer of one region and no other.
+    /// It has a body, asks for another protocol, wants the answer of one region and no other, or its client showed a
+    /// certificate.
     Request,
     /// A rule says so.
     Rule(u16),

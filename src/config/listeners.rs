@@ -17,6 +17,10 @@ pub struct Listener {
     /// Clients speak TLS.
     #[serde(default)]
     pub tls: Option<Tls>,
+    /// Every connection comes from one of `client.trusted_proxies`, and begins with who the client is (PROXY protocol,
+    /// version 1 or 2).
+    #[serde(default)]
+    pub proxy_protocol: bool,
 }
 
 /// What clients are shown, and what they have to show.
@@ -70,7 +74,7 @@ pub struct ClientAuth {
 }
 
 pub(super) fn default_listeners() -> Vec<Listener> {
-    vec![Listener { address: Address(([127, 0, 0, 1], 8080).into()), tls: None }]
+    vec![Listener { address: Address(([127, 0, 0, 1], 8080).into()), tls: None, proxy_protocol: false }]
 }
 
 /// The admin address: metrics, status, reload. Never a data port.

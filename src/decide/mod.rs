@@ -179,7 +179,8 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     if let Some(port) = route.https
         && !over_tls(facts, &client)
     {
-        return trail.refuse(Refusal::Redirected { status: 308 }, secured(facts, port));
+        let to = secured(facts, port);
+        return trail.refuse(if to.is_some() { Refusal::Redirected { status: 308 } } else { Refusal::BadRequest }, to);
     }
 
     // How much at once. (Whoever has its places keeps them.)
@@ -259,8 +260,8 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     match snapshot.cache.look(route.cache, view) {
         cache::Asked::Off => {}
         cache::Asked::Bypass(bypass) => trail.bypass = Some(bypass),
-        // One region's answer is wanted, and that of no other.
-        cache::Asked::Lookup(_) if insists(route, facts) || wrote(snapshot, route, facts) => {
+        // One region's answer is wanted, and that of no other; or the origin hears of a certificate, and may answer to that.
+        cache::Asked::Lookup(_) if facts.certified || insists(route, facts) || wrote(snapshot, route, facts) => {
             trail.bypass = Some(Bypass::Request);
         }
         cache::Asked::Lookup(lookup) => {
@@ -459,6 +460,9 @@ fn over_tls(facts: &Facts<'_>, client: &ClientAddress) -> bool {
 
 /// Where a request is at home over TLS.
 fn secured(facts: &Facts<'_>, port: u16) -> Option<HeaderValue> {
+    if facts.host.is_empty() || !facts.path.starts_with('/') {
+        return None;
+    }
     let port = if port == 443 { String::new() } else { format!(":{port}") };
     let query = facts.query.map(|query| format!("?{query}")).unwrap_or_default();
     HeaderValue::try_from(format!("https://{}{port}{}{query}", host_name(facts.host), facts.path)).ok()

@@ -49,7 +49,7 @@ pub(super) fn cache(snapshot: &Snapshot, facts: &Facts<'_>, asked: &Asked, decis
             "not looked up: only GET and HEAD are; what it changes is removed once it succeeds".to_owned()
         }
         (Some(Bypass::Request), _) => {
-            "not looked up: it has a body, asks for another protocol, or wants one region's answer and no other".to_owned()
+            "not looked up: it has a body, asks for another protocol, wants one region's answer and no other, or comes with a certificate".to_owned()
         }
         (Some(Bypass::Rule(at)), _) => format!("not looked up: rule {} says so", rule(&at).unwrap_or_default()),
         (None, Some(lookup)) if lookup.no_store => "not looked up: the request says no-store".to_owned(),

@@ -115,6 +115,7 @@ impl Asked {
             version: Version::HTTP_11,
             tls: self.tls,
             misdirected: false,
+            certified: false,
             headers: &self.headers,
             has_body,
             body: Seen::Read(Body { bytes: seen, truncated: seen.len() < body.len(), size: body.len() as u64 }),

@@ -21,6 +21,8 @@ pub const SOON: Duration = Duration::from_secs(21 * 24 * 60 * 60);
 pub struct Listener {
     /// Clients speak TLS.
     pub tls: Option<Tls>,
+    /// A proxy says first who the client is.
+    pub introduced: bool,
 }
 
 /// What its handshakes are made with.
@@ -95,8 +97,13 @@ impl Certificates {
                 group.sort_by_key(|certificate| certificate.key.key.algorithm() == SignatureAlgorithm::RSA);
             }
         }
-        let first = all.first();
-        let mut default: Group = all.iter().filter(|one| first.is_some_and(|first| first.names == one.names)).cloned().collect();
+        let same = |first: &Arc<Certificate>, one: &Arc<Certificate>| {
+            Arc::ptr_eq(first, one) || (!first.names.is_empty() && first.names == one.names)
+        };
+        let mut default: Group = match all.first() {
+            Some(first) => all.iter().filter(|one| same(first, one)).cloned().collect(),
+            None => Group::new(),
+        };
         default.sort_by_key(|certificate| certificate.key.key.algorithm() == SignatureAlgorithm::RSA);
         Self { all: all.into(), by_name, default }
     }
@@ -115,7 +122,8 @@ impl Certificates {
     pub fn may_serve(&self, name: Option<&str>, authority: &str) -> bool {
         let Some(name) = name else { return true };
         let host = host_name(authority).to_ascii_lowercase();
-        host == *name || self.group(Some(name)).iter().any(|certificate| certificate.covers(&host))
+        // Who names no host (HTTP/1.0) asks for what it was let in for.
+        host.is_empty() || host == *name || self.group(Some(name)).iter().any(|certificate| certificate.covers(&host))
     }
 }
 

@@ -1,6 +1,6 @@
-//! Handshakes and certificates, as metrics.
+//! How connections begin, as metrics: handshakes, certificates, the word of proxies.
 
-use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use crate::listeners::Listener;
 
@@ -10,6 +10,8 @@ pub struct TlsMetrics {
     /// By their outcome.
     handshakes: IntCounterVec,
     expiry: IntGaugeVec,
+    /// Connections that did not begin with who the client is, where they have to.
+    pub unintroduced: IntCounter,
 }
 
 /// How a handshake ended.
@@ -48,12 +50,17 @@ impl TlsMetrics {
             Opts::new("portolan_tls_certificate_expiry_timestamp_seconds", "When a certificate that clients are shown expires."),
             &["certificate"],
         )?;
+        let unintroduced = IntCounter::new(
+            "portolan_proxy_protocol_refused_total",
+            "Connections without a PROXY header, or with a wrong one, or from somebody who is not trusted to send one.",
+        )?;
+        registry.register(Box::new(unintroduced.clone()))?;
         registry.register(Box::new(handshakes.clone()))?;
         registry.register(Box::new(expiry.clone()))?;
         for one in Handshake::ALL {
             handshakes.with_label_values(&[one.label()]);
         }
-        Ok(Self { handshakes, expiry })
+        Ok(Self { handshakes, expiry, unintroduced })
     }
 
     /// Counts a handshake.

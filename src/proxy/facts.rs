@@ -36,6 +36,7 @@ pub fn misdirected(session: &Session, snapshot: &Snapshot) -> bool {
 pub fn facts<'a>(session: &'a Session, given: Given<'a>) -> Facts<'a> {
     let Given { has_body, body, request_id, chance, misdirected } = given;
     let request = session.req_header();
+    let secured = stream::secured(session);
     Facts {
         peer: peer(session),
         method: &request.method,
@@ -43,7 +44,8 @@ pub fn facts<'a>(session: &'a Session, given: Given<'a>) -> Facts<'a> {
         path: request.uri.path(),
         query: request.uri.query(),
         version: request.version,
-        tls: stream::secured(session).is_some(),
+        tls: secured.is_some(),
+        certified: secured.is_some_and(|secured| !secured.client.is_empty()),
         misdirected,
         headers: &request.headers,
         has_body,

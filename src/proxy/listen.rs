@@ -11,12 +11,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
+use super::introduced::introduced;
 use super::stream::ClientStream;
 use crate::observe::tls::Handshake;
-use crate::state::State;
+use crate::state::{Live, State};
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -73,20 +74,14 @@ impl Connections {
         let live = self.state.live.load();
         let overload = &live.snapshot.overload;
         let most = overload.connections.map_or(self.most, |most| usize::try_from(most).unwrap_or(usize::MAX));
-        let mut client = None;
-        let mut room = self.count() < most;
-        if let Some(most) = overload.connections_per_client.filter(|_| room && !live.snapshot.trust.trusts(peer.to_canonical())) {
-            let network = overload.prefixes.network(peer.to_canonical());
-            room = overload.load.peers.take(network, most);
-            client = room.then_some(network);
-        }
-        if !room {
+        if self.count() >= most {
             self.state.metrics.connection_shed();
             return None;
         }
         self.open.send_modify(|n| *n += 1);
         self.state.metrics.connections.inc();
-        Some(Open { connections: self.clone(), client })
+        let mut open = Open { connections: self.clone(), client: None };
+        open.is_for(peer).then_some(open)
     }
 
     /// No new connections from now on; open ones end after their request.
@@ -108,6 +103,25 @@ impl Connections {
     pub async fn idle(&self) {
         // The sender lives as long as self, so the wait cannot fail.
         let _ = self.open.subscribe().wait_for(|n| *n == 0).await;
+    }
+}
+
+impl Open {
+    /// It is this client's, if it may have one more. Those of trusted proxies are many clients'.
+    fn is_for(&mut self, client: IpAddr) -> bool {
+        let state = &self.connections.state;
+        let live = state.live.load();
+        let overload = &live.snapshot.overload;
+        let client = client.to_canonical();
+        let Some(most) = overload.connections_per_client.filter(|_| !live.snapshot.trust.trusts(client)) else { return true };
+        let network = overload.prefixes.network(client);
+        let room = overload.load.peers.take(network, most);
+        if room {
+            self.client = Some(network);
+        } else {
+            state.metrics.connection_shed();
+        }
+        room
     }
 }
 
@@ -158,7 +172,15 @@ where
     }
 }
 
-fn serve<A>(tcp: TcpStream, peer: SocketAddr, nth: usize, app: &Arc<A>, connections: &Connections)
+/// Who the client of a trusted proxy is.
+async fn client(tcp: &mut TcpStream, peer: SocketAddr, live: &Live) -> io::Result<SocketAddr> {
+    if !live.snapshot.trust.trusts(peer.ip().to_canonical()) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "nobody trusts it to say who that is"));
+    }
+    Ok(introduced(tcp).await?.unwrap_or(peer))
+}
+
+fn serve<A>(mut tcp: TcpStream, mut peer: SocketAddr, nth: usize, app: &Arc<A>, connections: &Connections)
 where
     A: ServerApp + Send + Sync + 'static,
 {
@@ -167,18 +189,41 @@ where
         return;
     }
     // Whoever finds no room is told at once: a connection that nobody answers would wait for nothing.
-    let Some(open) = connections.open(peer.ip()) else { return };
+    let Some(mut open) = connections.open(peer.ip()) else { return };
     let (app, state) = (app.clone(), connections.state.clone());
     let mut draining = connections.draining();
     pingora_runtime::current_handle().spawn(async move {
         // The certificates of now: a reload brings others.
-        let tls = state.live.load().snapshot.listeners.get(nth).and_then(|listener| Some(listener.tls.as_ref()?.config.clone()));
+        let live = state.live.load_full();
+        let listener = live.snapshot.listeners.get(nth);
+        let introduced = listener.is_some_and(|listener| listener.introduced);
+        let tls = listener.and_then(|listener| Some(listener.tls.as_ref()?.config.clone()));
+        let deadline = Instant::now() + HANDSHAKE;
+        if introduced {
+            let known = tokio::select! {
+                biased;
+                known = timeout_at(deadline, client(&mut tcp, peer, &live)) => known,
+                _ = draining.wait_for(|d| *d) => return,
+            };
+            drop(live);
+            match known {
+                Ok(Ok(client)) => peer = client,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, %peer, "a connection does not begin with its client");
+                    return state.metrics.tls.unintroduced.inc();
+                }
+                Err(_) => return state.metrics.tls.unintroduced.inc(),
+            }
+            if !open.is_for(peer.ip()) {
+                return;
+            }
+        }
         let mut stream = match tls {
             None => ClientStream::plain(tcp, peer, open),
             Some(config) => {
                 let shaken = tokio::select! {
                     biased;
-                    shaken = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(tcp)) => shaken,
+                    shaken = timeout_at(deadline, TlsAcceptor::from(config).accept(tcp)) => shaken,
                     _ = draining.wait_for(|d| *d) => return,
                 };
                 state.metrics.tls.handshake(match &shaken {

@@ -7,6 +7,7 @@ pub mod clock;
 mod edge;
 mod facts;
 mod headers;
+mod introduced;
 mod journey;
 pub mod listen;
 mod patient;

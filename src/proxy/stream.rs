@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -30,6 +30,9 @@ use super::listen::Open;
 
 /// Header and body of a small response leave in one system call.
 const WRITE_BUFFER: usize = 32 << 10;
+
+/// How long a client may take to hear that its connection ends.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -217,7 +220,7 @@ impl AsyncRead for ClientStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // Whoever listens has said what there is to say for now: the client gets it. (Of a response that comes out of the
         // store while it goes into it Pingora leaves that to the end.)
-        if !self.buffer.is_empty() {
+        if !self.buffer.is_empty() || self.io.wants_write() {
             // An error is told to whoever writes next.
             let _ = self.poll_send(cx);
         }
@@ -272,7 +275,9 @@ impl Peek for ClientStream {
     /// Shows what [`ClientStream::began`] has read: a request may be shorter than HTTP/2's preface, and its
     /// client waits for an answer.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        let seen = self.peeked.chunk();
+        // Who agreed on HTTP/1.1 speaks that.
+        let agreed = self.selected_alpn_proto() == Some(ALPN::H1);
+        let seen = if agreed { &[] } else { self.peeked.chunk() };
         let len = seen.len().min(buf.len());
         buf.fill(0);
         if let (Some(to), Some(from)) = (buf.get_mut(..len), seen.get(..len)) {
@@ -285,8 +290,8 @@ impl Peek for ClientStream {
 #[async_trait]
 impl Shutdown for ClientStream {
     async fn shutdown(&mut self) {
-        // The other end may be gone already; then there is nobody to tell.
-        let _ = AsyncWriteExt::shutdown(self).await;
+        // The other end may be gone already, or read nothing; then there is nobody to tell.
+        let _ = tokio::time::timeout(FAREWELL, AsyncWriteExt::shutdown(self)).await;
     }
 }
 
@@ -304,6 +309,11 @@ impl Ssl for ClientStream {
 }
 
 impl Io {
+    /// TLS has taken what it could not send yet, and sends nothing by itself.
+    fn wants_write(&self) -> bool {
+        matches!(self, Self::Tls(tls) if tls.get_ref().1.wants_write())
+    }
+
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Tcp(tcp) => tcp,

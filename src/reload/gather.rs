@@ -310,7 +310,7 @@ impl Gathered {
         for path in [Some(&resolved.cert), Some(&resolved.key), resolved.ocsp.as_ref()].into_iter().flatten() {
             self.inputs.push(Input::now(path.clone()));
         }
-        let shown = match (shown(&resolved), known.get(files)) {
+        let shown = match (self.stapled(at, &resolved, known.contains_key(files)), known.get(files)) {
             (Ok(shown), _) => Arc::new(Certificate { path: cert.clone(), ..shown }),
             (Err((step, error)), None) => {
                 self.problems.push(Problem::error(at.join(step), error).label("this file"));
@@ -334,6 +334,20 @@ impl Gathered {
         };
         self.problems.extend(message.map(|message| Problem::warning(at.join("cert"), message)));
         Some(shown)
+    }
+
+    /// What is shown, if need be without an OCSP response that cannot be used: the certificate is what counts. Who begins
+    /// so hears of it.
+    fn stapled(&mut self, at: &KeyPath, files: &config::Certificate, began: bool) -> Result<Certificate, (&'static str, String)> {
+        match shown(files) {
+            Err(("ocsp", error)) if began => {
+                tracing::error!(path = %files.cert.display(), error, "an OCSP response cannot be used; the certificate is shown without");
+                let message = format!("{error}; the certificate is shown without");
+                self.problems.push(Problem::warning(at.join("ocsp"), message).label("this file"));
+                shown(&config::Certificate { ocsp: None, ..files.clone() })
+            }
+            shown => shown,
+        }
     }
 
     /// Authorities, and certificates of ours, of every upstream.
@@ -397,13 +411,26 @@ fn shown(files: &config::Certificate) -> Result<Certificate, (&'static str, Stri
         .map_err(|error| ("key", format!("certificate and key cannot be used together: {error}")))?;
     if let Some(ocsp) = ocsp {
         let response = std::fs::read(ocsp).map_err(|error| ("ocsp", unusable("OCSP response", ocsp, error.to_string())))?;
-        // RFC 6960, section 4.2.1: a sequence, and the first in it says whether it is a response at all (0).
-        if !response.starts_with(&[0x30]) {
-            return Err(("ocsp", unusable("OCSP response", ocsp, "it is not DER".to_owned())));
+        if !is_successful(&response) {
+            return Err((
+                "ocsp",
+                unusable("OCSP response", ocsp, "it is no response in DER, or says that there is none".to_owned()),
+            ));
         }
         pair.ocsp = Some(response);
     }
     Ok(Certificate { path: cert.clone(), key: Arc::new(pair), names, expires })
+}
+
+/// RFC 6960, section 4.2.1: a sequence, and the first in it says whether it is a response at all (0).
+fn is_successful(response: &[u8]) -> bool {
+    let rest = match response {
+        [0x30, short @ ..=0x7f, rest @ ..] if usize::from(*short) == rest.len() => rest,
+        [0x30, 0x81, length, rest @ ..] if usize::from(*length) == rest.len() => rest,
+        [0x30, 0x82, high, low, rest @ ..] if usize::from(u16::from_be_bytes([*high, *low])) == rest.len() => rest,
+        _ => return false,
+    };
+    rest.starts_with(&[0x0a, 0x01, 0x00])
 }
 
 /// The names that the first of these is for, and when it expires, since 1970.
@@ -416,7 +443,9 @@ fn names_of(chain: &[Vec<u8>]) -> Result<(Names, Duration), String> {
         _ => None,
     });
     let expires = u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or_default();
-    Ok((all.collect(), Duration::from_secs(expires)))
+    let mut names: Vec<Box<str>> = all.collect();
+    names.sort_unstable();
+    Ok((names.into(), Duration::from_secs(expires)))
 }
 
 /// The certificates of a PEM file, each known to parse.

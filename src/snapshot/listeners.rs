@@ -1,16 +1,16 @@
 //! Where clients connect, from what was typed and read to what can run.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::crypto::ring::default_provider;
-use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 
 use super::Compiler;
 use crate::config;
-use crate::config::problem::KeyPath;
+use crate::config::problem::{KeyPath, Problem};
+use crate::config::units::Network;
 use crate::key_path;
 use crate::listeners::{Certificates, Listener, Tls};
 
@@ -18,10 +18,17 @@ use crate::listeners::{Certificates, Listener, Tls};
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 impl Compiler<'_> {
-    pub(super) fn listeners(&mut self, listeners: &[config::Listener]) -> Box<[Listener]> {
+    pub(super) fn listeners(&mut self, listeners: &[config::Listener], trusted: &[Network]) -> Box<[Listener]> {
         let each = listeners.iter().enumerate().map(|(i, listener)| {
+            let config::Listener { address, tls, proxy_protocol } = listener;
+            if *proxy_protocol && trusted.is_empty() {
+                let at = key_path!["listeners", i, "proxy_protocol"];
+                let problem = Problem::error(at, "nobody is trusted to say who connects");
+                self.problems.push(problem.hint("name the proxies in `client.trusted_proxies`"));
+            }
             let at = key_path!["listeners", i, "tls"];
-            Listener { tls: listener.tls.as_ref().and_then(|tls| self.tls(&at, &listener.address.0.to_string(), tls)) }
+            let tls = tls.as_ref().and_then(|tls| self.tls(&at, &address.0.to_string(), tls));
+            Listener { tls, introduced: *proxy_protocol }
         });
         each.collect()
     }
@@ -35,12 +42,9 @@ impl Compiler<'_> {
         }
         let read = certificates.iter().map(|one| self.resources.certificates.get(one).cloned());
         let certificates = Arc::new(Certificates::new(read.collect::<Option<_>>()?));
-        let mut identity = DefaultHasher::new();
-        address.hash(&mut identity);
         let mut roots = None;
         if let Some(config::ClientAuth { ca, optional }) = client_auth {
             let authorities = self.resources.authorities.get(ca)?;
-            (authorities, optional).hash(&mut identity);
             let mut store = RootCertStore::empty();
             let (_, ignored) = store.add_parsable_certificates(authorities.iter().map(|der| der.clone().into()));
             if ignored > 0 || store.is_empty() {
@@ -54,8 +58,8 @@ impl Compiler<'_> {
             config::Profile::Intermediate => &[&TLS13, &TLS12],
             config::Profile::Modern => &[&TLS13],
         };
-        // Tickets are for this listener and its authorities: who was let in by others has to show its certificate anew.
-        let tickets = self.memory.tickets(identity.finish());
+        // A session that is taken up again is not asked for its certificate: one that expired would go on for ever.
+        let tickets = client_auth.is_none().then(|| self.memory.tickets(address));
         let build = || -> Result<ServerConfig, String> {
             let builder = ServerConfig::builder_with_provider(provider.clone());
             let builder = builder.with_protocol_versions(versions).map_err(|error| error.to_string())?;
@@ -69,9 +73,17 @@ impl Compiler<'_> {
             };
             let mut config = builder.with_cert_resolver(certificates.clone());
             config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-            config.session_storage = tickets.sessions.clone();
-            if let Some(ticketer) = &tickets.ticketer {
-                config.ticketer = ticketer.clone();
+            match &tickets {
+                Some(tickets) => {
+                    config.session_storage = tickets.sessions.clone();
+                    if let Some(ticketer) = &tickets.ticketer {
+                        config.ticketer = ticketer.clone();
+                    }
+                }
+                None => {
+                    config.session_storage = Arc::new(NoServerSessionStorage {});
+                    config.send_tls13_tickets = 0;
+                }
             }
             Ok(config)
         };

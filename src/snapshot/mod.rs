@@ -199,7 +199,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     let grace = shutdown.grace.0;
 
     compiler.lists = compiler.lists(lists);
-    let listeners = compiler.listeners(listeners);
+    let listeners = compiler.listeners(listeners, &client.trusted_proxies);
     let regions: Box<[Region]> = regions.iter().map(|(name, region)| compiler.region(name, region)).collect();
     let (routes, router) = compiler.routes(routes);
     let transforms = compiler.transforms(redirects, transforms);

@@ -341,7 +341,7 @@ async fn a_changed_certificate_is_shown_and_a_broken_one_is_not() {
 async fn an_ocsp_response_is_stapled() {
     let (dir, authority) = (tempfile::TempDir::new().unwrap(), Authority::new());
     authority.write(dir.path(), "one", &["one.example"]);
-    let response = [&[0x30, 0x03, 0x0a, 0x01, 0x06][..]].concat();
+    let response = vec![0x30, 0x03, 0x0a, 0x01, 0x00];
     std::fs::write(dir.path().join("one.ocsp"), &response).unwrap();
     let origin = Origin::always(ok("x")).await;
     let edge = edge(dir, &origin, "{ certificates: [{ cert: one.pem, key: one.key, ocsp: one.ocsp }] }").await;
@@ -350,6 +350,18 @@ async fn an_ocsp_response_is_stapled() {
         connect(&edge, &Arc::new(client(&verifier, &[version], None)), "one.example").await.unwrap();
         assert_eq!(verifier.seen.lock().unwrap().1, response, "{version:?}");
     }
+    // What says that there is none is not shown, and keeps no new certificate from being shown.
+    std::fs::write(edge.path("one.ocsp"), [0x30, 0x03, 0x0a, 0x01, 0x06]).unwrap();
+    let second = authority.write(&edge.path(""), "one", &["one.example"]);
+    edge.until("it is told of", |state| state.reload.lock().problems.iter().any(|p| p.message.contains("shown without"))).await;
+    let verifier = verifier(&[]);
+    let wait = async {
+        while verifier.seen.lock().unwrap().0 != *second {
+            connect(&edge, &Arc::new(client(&verifier, BOTH, None)), "one.example").await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the new one is never shown");
+    assert!(verifier.seen.lock().unwrap().1.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -390,6 +402,77 @@ async fn clients_show_certificates() {
                 });
                 assert_eq!(told, expected.unwrap_or_default());
             }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_for_a_certificate_is_for_nobody_else() {
+    let (authority, theirs) = (Authority::new(), Authority::new());
+    let key = KeyPair::generate().unwrap();
+    let own = theirs.sign(&["client.example"], &key, 90);
+    let dir = tempfile::TempDir::new().unwrap();
+    authority.write(dir.path(), "one", &["one.example"]);
+    std::fs::write(dir.path().join("clients.pem"), &theirs.pem).unwrap();
+    let stored = b"HTTP/1.1 200 OK\r\nCache-Control: public, max-age=60\r\nContent-Length: 2\r\n\r\n".to_vec();
+    let origin = Origin::always(Act::Send([&stored[..], b"me"].concat())).await;
+    let tls = format!("{{ certificates: {}, client_auth: {{ ca: clients.pem, optional: true }} }}", files(&["one"]));
+    let text = yaml(&origin, &tls, "").replace("{ name: all }", "{ name: all, cache: { enabled: true } }");
+    std::fs::write(dir.path().join("portolan.yaml"), text).unwrap();
+    let edge = Portolan::in_dir(dir).await;
+    let known = Arc::new(client(&verifier(&[]), BOTH, Some((&own, &key))));
+    let anonymous = Arc::new(client(&verifier(&[]), BOTH, None));
+    let mut kinds = Vec::new();
+    for (config, status) in [(&known, "fwd=bypass"), (&anonymous, "fwd=uri-miss"), (&anonymous, "hit"), (&known, "fwd=bypass")] {
+        let mut stream = connect(&edge, config, "one.example").await.unwrap();
+        let answer = ask(&mut stream, "one.example", "").await;
+        assert!(answer.header("cache-status").unwrap().contains(status), "{status}: {}", answer.head);
+        kinds.push(stream.get_ref().1.handshake_kind());
+    }
+    // A certificate is asked for each time: one that was taken back or expired goes on in no session.
+    assert!(kinds.iter().all(|kind| *kind == Some(HandshakeKind::Full)), "{kinds:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_tls_is_sent_while_the_origin_pauses() {
+    let (dir, authority) = (tempfile::TempDir::new().unwrap(), Authority::new());
+    authority.write(dir.path(), "one", &["one.example"]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut buffer = Vec::new();
+                let head = read_head(&mut stream, &mut buffer).await.unwrap();
+                let length: usize = head.split([' ', '/']).nth(2).unwrap().parse().unwrap();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", length + 1);
+                stream.write_all(head.as_bytes()).await.unwrap();
+                let _ = stream.write_all(&vec![b'x'; length]).await;
+                // The last byte never comes: the client leaves once it has all the others.
+                let _ = stream.read(&mut [0; 1]).await;
+            });
+        }
+    });
+    let yaml = format!(
+        "listeners: [{{ address: \"127.0.0.1:0\", tls: {{ certificates: {} }} }}]\nadmin: {{ address: \"127.0.0.2:0\" }}\nregions: {{ a: {{ upstreams: [\"http://{address}\"] }} }}\nroutes: [{{ name: all, timeouts: {{ first_byte: 50s, total: 55s }} }}]\naccess_log: {{ path: \"off\" }}\n",
+        files(&["one"])
+    );
+    std::fs::write(dir.path().join("portolan.yaml"), yaml).unwrap();
+    let edge = Portolan::in_dir(dir).await;
+    let config = Arc::new(client(&verifier(&[]), BOTH, None));
+    // Where the last of it finds the socket full depends on sizes that nobody knows: many are tried.
+    for length in (0..64).map(|nth| (2 << 20) + nth * 50_000) {
+        let mut stream = connect(&edge, &config, "one.example").await.unwrap();
+        stream.write_all(format!("GET /{length} HTTP/1.1\r\nHost: one.example\r\n\r\n").as_bytes()).await.unwrap();
+        // Nothing is read until nothing more can be written.
+        for _ in 0..20_000 {
+            tokio::task::yield_now().await;
+        }
+        let (mut read, mut buffer) = (0, vec![0; 1 << 16]);
+        while read < length {
+            let some = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await;
+            read += some.unwrap_or_else(|_| panic!("{} of {length} wait for what will not come", length - read)).unwrap();
         }
     }
 }
@@ -457,6 +540,64 @@ async fn a_body_over_tls_is_whole() {
     assert_eq!(ask(&mut stream, "one.example", "").await.body, body.as_bytes());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_says_who_connects() {
+    let (dir, authority) = (tempfile::TempDir::new().unwrap(), Authority::new());
+    authority.write(dir.path(), "one", &["one.example"]);
+    let origin = Origin::always(ok("served")).await;
+    let text = |trusted: &str, tls: &str| {
+        let client = format!("client: {{ trusted_proxies: {trusted} }}\noverload: {{ max_connections_per_client: 1 }}\n");
+        yaml(&origin, &format!("{{ certificates: {} }}, proxy_protocol: true", files(&["one"])), &client)
+            .replace("tls: { certificates: [{ cert: one.pem, key: one.key }] }", tls)
+    };
+    std::fs::write(dir.path().join("portolan.yaml"), text("[127.0.0.0/8]", "tls: null")).unwrap();
+    let plain = Portolan::in_dir(dir).await;
+    const HEADER: &str = "PROXY TCP4 198.51.100.7 192.0.2.1 4711 443\r\n";
+    let say = async |edge: &Portolan, header: &str| {
+        let mut stream = TcpStream::connect(edge.address).await.unwrap();
+        let request = format!("{header}GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.1\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut bytes = Vec::new();
+        // Who is refused may be reset.
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.unwrap();
+        parse(&bytes, false).status
+    };
+    assert_eq!(say(&plain, HEADER).await, 200);
+    assert_eq!(say(&plain, "PROXY UNKNOWN\r\n").await, 200);
+    assert_eq!([say(&plain, "").await, say(&plain, "PROXY TCP4 nobody\r\n").await], [0, 0]);
+    let told: Vec<_> = origin.received().iter().map(|request| request.one("cf-connecting-ip").map(str::to_owned)).collect();
+    // The proxy's word for the client, whose own word then counts for nothing; without one the proxy's, whom it trusts.
+    assert_eq!(told, [Some("198.51.100.7".to_owned()), Some("203.0.113.1".to_owned())]);
+    assert_eq!(plain.metric("portolan_proxy_protocol_refused_total").await, 2.0);
+    // Connections are the client's, not the proxy's.
+    let mut held = TcpStream::connect(plain.address).await.unwrap();
+    held.write_all(HEADER.as_bytes()).await.unwrap();
+    held.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(held.read(&mut [0; 4096]).await.unwrap() > 0);
+    assert_eq!(say(&plain, HEADER).await, 0);
+    assert_eq!(say(&plain, &HEADER.replace("100.7", "100.8")).await, 200);
+    // Before TLS.
+    let dir = tempfile::TempDir::new().unwrap();
+    authority.write(dir.path(), "one", &["one.example"]);
+    std::fs::write(
+        dir.path().join("portolan.yaml"),
+        text("[127.0.0.0/8]", "tls: { certificates: [{ cert: one.pem, key: one.key }] }"),
+    )
+    .unwrap();
+    let secured = Portolan::in_dir(dir).await;
+    let mut stream = TcpStream::connect(secured.address).await.unwrap();
+    stream.write_all(HEADER.as_bytes()).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client(&verifier(&[]), BOTH, None)));
+    let mut stream = connector.connect(ServerName::try_from("one.example").unwrap(), stream).await.unwrap();
+    assert_eq!(ask(&mut stream, "one.example", "").await.status, 200);
+    assert_eq!(origin.received().last().unwrap().one("cf-connecting-ip"), Some("198.51.100.7"));
+    // A stranger's word is none.
+    let dir = tempfile::TempDir::new().unwrap();
+    std::fs::write(dir.path().join("portolan.yaml"), text("[192.0.2.0/24]", "tls: null")).unwrap();
+    let strict = Portolan::in_dir(dir).await;
+    assert_eq!(say(&strict, HEADER).await, 0);
+}
+
 #[test]
 fn what_cannot_be_used_is_told_at_its_place() {
     let authority = Authority::new();
@@ -466,6 +607,7 @@ fn what_cannot_be_used_is_told_at_its_place() {
         ("{ certificates: [{ cert: one.pem, key: one.key, ocsp: one.pem }] }", "", "certificates[0].ocsp"),
         ("{ certificates: [{ cert: one.pem, key: one.key }], client_auth: { ca: none.pem } }", "", "client_auth.ca"),
         ("{ certificates: [] }", "", "certificates"),
+        ("{ certificates: [{ cert: one.pem, key: one.key }] }, proxy_protocol: true", "", "proxy_protocol"),
         ("{ certificates: [{ cert: one.pem, key: one.key }], acme: {} }", "", "acme"),
         ("{ certificates: [{ cert: one.pem, key: one.key }] }", "one.pem", "certificates[0].cert"),
     ] {
