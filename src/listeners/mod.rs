@@ -86,25 +86,28 @@ fn is_of(suite: CipherSuite, kind: &str) -> bool {
     suite.as_str().is_some_and(|name| name.contains(kind))
 }
 
+/// A name as clients ask for it, made as certificates have it: in lower case, without a dot at its end.
+pub fn asked(name: &str) -> String {
+    name.trim_end_matches('.').to_ascii_lowercase()
+}
+
 impl Certificates {
     /// By the names of each; the first of `all` is the default, with those of the same names.
     pub fn new(all: Vec<Arc<Certificate>>) -> Self {
         let mut by_name: FxHashMap<Box<str>, Group> = HashMap::default();
-        for certificate in &all {
-            for name in &certificate.names {
-                let group = by_name.entry(name.clone()).or_default();
-                group.push(certificate.clone());
-                group.sort_by_key(|certificate| certificate.key.key.algorithm() == SignatureAlgorithm::RSA);
-            }
-        }
+        let mut default = Group::new();
         let same = |first: &Arc<Certificate>, one: &Arc<Certificate>| {
             Arc::ptr_eq(first, one) || (!first.names.is_empty() && first.names == one.names)
         };
-        let mut default: Group = match all.first() {
-            Some(first) => all.iter().filter(|one| same(first, one)).cloned().collect(),
-            None => Group::new(),
-        };
-        default.sort_by_key(|certificate| certificate.key.key.algorithm() == SignatureAlgorithm::RSA);
+        for certificate in &all {
+            for name in &certificate.names {
+                by_name.entry(name.clone()).or_default().push(certificate.clone());
+            }
+            default.extend(all.first().filter(|first| same(first, certificate)).map(|_| certificate.clone()));
+        }
+        for group in by_name.values_mut().chain([&mut default]) {
+            group.sort_by_key(|certificate| certificate.key.key.algorithm() == SignatureAlgorithm::RSA);
+        }
         Self { all: all.into(), by_name, default }
     }
 
@@ -129,7 +132,7 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
+        let name = hello.server_name().map(asked);
         let group = self.group(name.as_deref());
         // If none suits the handshake fails, and says so in its own words.
         let chosen = group.iter().find(|certificate| certificate.suits(&hello)).or(group.first());

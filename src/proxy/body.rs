@@ -75,13 +75,8 @@ pub fn pass(session: &Session, chunk: &mut Option<Bytes>, end: bool, ctx: &mut C
     let seen = held.get(..limit).unwrap_or(&held);
     let size = announced(session).unwrap_or(held.len() as u64);
     let body = Body { bytes: seen, truncated: !end || seen.len() < held.len(), size };
-    let given = Given {
-        has_body: true,
-        body: Seen::Read(body),
-        request_id: ctx.request_id.to_str().unwrap_or("-"),
-        chance: ctx.chance,
-        misdirected: false,
-    };
+    let given =
+        Given { has_body: true, body: Seen::Read(body), request_id: ctx.request_id.to_str().unwrap_or("-"), chance: ctx.chance };
     let facts = facts(session, given);
     let Some(decision) = &mut ctx.decision else { return Ok(()) };
     if let Some(refusal) = inspect(&ctx.live.snapshot, &facts, decision, ctx.started) {

@@ -389,7 +389,7 @@ pub fn invalidate(session: &Session, ctx: &Context, response: &ResponseHeader, s
 /// Under which key the response to a GET of a target is stored.
 fn stored_under(session: &Session, ctx: &Context, path: &str, query: Option<&str>) -> Option<Key> {
     let request_id = ctx.request_id.to_str().unwrap_or("-");
-    let given = Given { has_body: false, body: Seen::Unread, request_id, chance: ctx.chance, misdirected: false };
+    let given = Given { has_body: false, body: Seen::Unread, request_id, chance: ctx.chance };
     let facts = Facts { path, query, ..facts(session, given) };
     decide::stored_under(&ctx.live.snapshot, &facts, ctx.decision.as_ref()?, clock::now())
 }

@@ -21,8 +21,6 @@ pub struct Given<'a> {
     pub request_id: &'a str,
     /// A random number, the request's own.
     pub chance: u64,
-    /// It came by a connection that is for other names.
-    pub misdirected: bool,
 }
 
 /// Did the request come by a connection that is for other names (RFC 9110, section 7.4)?
@@ -34,7 +32,7 @@ pub fn misdirected(session: &Session, snapshot: &Snapshot) -> bool {
 
 /// The facts of a request. An address that the socket does not tell is 0.0.0.0, which nobody trusts.
 pub fn facts<'a>(session: &'a Session, given: Given<'a>) -> Facts<'a> {
-    let Given { has_body, body, request_id, chance, misdirected } = given;
+    let Given { has_body, body, request_id, chance } = given;
     let request = session.req_header();
     let secured = stream::secured(session);
     Facts {
@@ -46,7 +44,8 @@ pub fn facts<'a>(session: &'a Session, given: Given<'a>) -> Facts<'a> {
         version: request.version,
         tls: secured.is_some(),
         certified: secured.is_some_and(|secured| !secured.client.is_empty()),
-        misdirected,
+        // Whoever decides first asks for it, and then it is over.
+        misdirected: false,
         headers: &request.headers,
         has_body,
         body,

@@ -142,13 +142,8 @@ pub fn to_client(session: &Session, response: &mut ResponseHeader, ctx: &Context
     if !snapshot.transforms.edits_responses() && !snapshot.limits.waits(&decision.limits) {
         return Ok(());
     }
-    let given = Given {
-        has_body: false,
-        body: Seen::Unread,
-        request_id: ctx.request_id.to_str().unwrap_or("-"),
-        chance: ctx.chance,
-        misdirected: false,
-    };
+    let given =
+        Given { has_body: false, body: Seen::Unread, request_id: ctx.request_id.to_str().unwrap_or("-"), chance: ctx.chance };
     let facts = facts(session, given);
     let region = ctx.region().and_then(|r| r.to_str().ok()).unwrap_or_default();
     let seen = Response { status: response.status.as_u16(), headers: &response.headers, region };

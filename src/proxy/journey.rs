@@ -10,7 +10,7 @@ use super::edge::Context;
 use super::facts::{Given, facts, misdirected};
 use super::{body, clock};
 use crate::decide::{Decision, Earlier, Next, decide, resume};
-use crate::request::{Body, Seen};
+use crate::request::{Body, Facts, Seen};
 use crate::snapshot::Snapshot;
 use crate::state::State;
 use crate::upstream::plan::Mode;
@@ -26,10 +26,9 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
     let live = ctx.live.clone();
     let snapshot = &live.snapshot;
     let seen = if has_body { Seen::Unread } else { Seen::Read(Body::default()) };
-    let misdirected = misdirected(session, snapshot);
-    let mut given = Given { has_body, body: seen, request_id, chance: ctx.chance, misdirected };
+    let mut given = Given { has_body, body: seen, request_id, chance: ctx.chance };
     let read;
-    let first = &facts(session, given);
+    let first = &Facts { misdirected: misdirected(session, snapshot), ..facts(session, given) };
     let mut decision = match session.subrequest_ctx {
         None => decide(snapshot, first, ctx.started, Mode::Commit),
         // What is fetched anew in the background was asked for by somebody who passed.
@@ -70,7 +69,7 @@ pub async fn missed(session: &Session, ctx: &mut Context, state: &State) -> Deci
     let live = ctx.live.clone();
     let request_id = ctx.request_id.clone();
     let request_id = request_id.to_str().unwrap_or("-");
-    let given = Given { has_body: false, body: Seen::Read(Body::default()), request_id, chance: ctx.chance, misdirected: false };
+    let given = Given { has_body: false, body: Seen::Read(Body::default()), request_id, chance: ctx.chance };
     let earlier = ctx.decision.as_mut().map(|decision| Earlier { missed: true, ..Earlier::of(decision) });
     // Whoever waited for another one's answer has all of `timeouts.total` from here.
     let mut decision = resume(&live.snapshot, &facts(session, given), clock::now(), Mode::Commit, earlier);

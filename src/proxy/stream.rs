@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::listen::Open;
+use crate::listeners::asked;
 
 /// Header and body of a small response leave in one system call.
 const WRITE_BUFFER: usize = 32 << 10;
@@ -93,7 +94,7 @@ pub struct Secured {
 impl Secured {
     /// Of a handshake on a listener.
     pub fn of(connection: &ServerConnection, listener: usize) -> Self {
-        let name = connection.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase().into());
+        let name = connection.server_name().map(|name| asked(name).into());
         let client = connection.peer_certificates().unwrap_or_default();
         Self { name, client: client.iter().map(|one| one.clone().into_owned()).collect(), listener }
     }
