@@ -88,6 +88,7 @@ fn benches(criterion: &mut Criterion) {
         version: Version::HTTP_11,
         tls: false,
         misdirected: false,
+        fault: None,
         certified: false,
         headers: &headers,
         has_body: false,

@@ -70,6 +70,7 @@ fn ask(snapshot: &Snapshot, n: u64, headers: &HeaderMap, now: Moment) -> bool {
         version: Version::HTTP_11,
         tls: false,
         misdirected: false,
+        fault: None,
         certified: false,
         headers,
         has_body: false,

@@ -22,6 +22,7 @@ pub mod lists;
 
 pub mod cache;
 pub mod client;
+pub mod connections;
 pub mod decide;
 pub mod explain;
 pub mod kept;

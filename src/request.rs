@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, Version, header};
 
+use crate::connections::Fault;
+
 /// Bodies up to this many bytes can be sent again; it is Pingora's buffer.
 pub const REPLAYABLE_BODY: u64 = 64 << 10;
 
@@ -49,6 +51,8 @@ pub struct Facts<'a> {
     pub tls: bool,
     /// And asked for another name there than it does here, one that its connection is not for.
     pub misdirected: bool,
+    /// It stands for one that is not served, and for what reason.
+    pub fault: Option<Fault>,
     /// And showed a certificate of its own.
     pub certified: bool,
     /// The headers as the client sent them.
@@ -120,12 +124,13 @@ impl Facts<'_> {
         if self.headers.get_all(header::ACCEPT).iter().any(events) {
             return true;
         }
-        self.has_body
-            && match self.headers.get(header::CONTENT_LENGTH) {
-                Some(length) => length.to_str().ok().and_then(|l| l.parse::<u64>().ok()).is_none_or(|l| l > REPLAYABLE_BODY),
-                None => true,
-            }
+        self.has_body && announced(self.headers).is_none_or(|length| length > REPLAYABLE_BODY)
     }
+}
+
+/// How long a body is said to be, in bytes.
+pub fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Methods that change nothing (RFC 9110, section 9.2.1).
@@ -234,6 +239,7 @@ mod tests {
             version: Version::HTTP_11,
             tls: false,
             misdirected: false,
+            fault: None,
             certified: false,
             headers,
             has_body,

@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 
 /// In the order of the journey: a stage may use those before it, never one after it.
-const STAGES: [&str; 19] = [
+const STAGES: [&str; 20] = [
     "config",
     "signing",
+    "connections",
     "request",
     "listeners",
     "lists",

@@ -7,6 +7,7 @@ mod cache;
 pub mod check;
 mod client;
 mod cluster;
+mod connections;
 pub mod limits;
 mod listeners;
 mod lists;
@@ -27,6 +28,7 @@ use serde::Deserialize;
 pub use cache::{Cache, CacheKey, CacheQuery, CacheRule, Disk, EdgeMode, EdgeTtl, RouteCache, SetCookie};
 pub use client::Client;
 pub use cluster::Cluster;
+pub use connections::Connections;
 pub use limits::Limits;
 pub use listeners::{AccessLog, Admin, Certificate, ClientAuth, Listener, Profile, Resolver, Shutdown, Tls};
 pub use lists::{List, Source};
@@ -50,6 +52,9 @@ pub struct Config {
     /// Where clients connect. A change needs a restart.
     #[serde(default = "listeners::default_listeners")]
     pub listeners: Vec<Listener>,
+    /// What clients' connections are held to.
+    #[serde(default)]
+    pub connections: Connections,
     /// Where operators and Prometheus connect. A change needs a restart.
     #[serde(default)]
     pub admin: Admin,

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::cache::RouteCache;
-use super::units::{Area, Continent, HostPattern, Name, PathPrefix, Span};
+use super::units::{Area, Continent, HostPattern, Name, PathPrefix, Size, Span};
 
 /// One route.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -33,6 +33,9 @@ pub struct Route {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub max_requests: Option<u32>,
+    /// How long a request's body may be (413). Any by default.
+    #[serde(default)]
+    pub max_body: Option<Size>,
     /// What of it may be answered without the origin. Nothing by default.
     #[serde(default)]
     pub cache: RouteCache,

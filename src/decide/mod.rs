@@ -18,7 +18,7 @@ use crate::regions::latency::Areas;
 use crate::regions::spill;
 use crate::regions::steering::{Asked, Candidate, Order, Why};
 use crate::regions::{Region, RegionId};
-use crate::request::{Facts, Moment, hash, hash_ip, host_name, unit};
+use crate::request::{Facts, Moment, announced, hash, hash_ip, host_name, unit};
 use crate::respond::Refusal;
 use crate::routes::{Matched, Patience, Route};
 use crate::rules::View;
@@ -153,6 +153,9 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
         missed: earlier.as_ref().is_some_and(|e| e.missed),
         later: None,
     };
+    if let Some(fault) = facts.fault {
+        return trail.refuse(Refusal::Faulty { fault }, None);
+    }
     if facts.misdirected {
         return trail.refuse(Refusal::Misdirected, None);
     }
@@ -181,6 +184,10 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     {
         let to = secured(facts, port);
         return trail.refuse(if to.is_some() { Refusal::Redirected { status: 308 } } else { Refusal::BadRequest }, to);
+    }
+
+    if route.max_body.is_some_and(|most| announced(facts.headers).is_some_and(|length| length > most)) {
+        return trail.refuse(Refusal::BodyTooLarge, None);
     }
 
     // How much at once. (Whoever has its places keeps them.)

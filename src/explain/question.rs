@@ -115,6 +115,7 @@ impl Asked {
             version: Version::HTTP_11,
             tls: self.tls,
             misdirected: false,
+            fault: None,
             certified: false,
             headers: &self.headers,
             has_body,

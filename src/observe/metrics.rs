@@ -13,7 +13,7 @@ use prometheus::{
 
 use super::RequestDone;
 use super::cache::CacheMetrics;
-use super::tls::TlsMetrics;
+use super::connections::ConnectionMetrics;
 use crate::client::country::LookupResult;
 use crate::limits::Decision;
 use crate::overload::Shed;
@@ -79,8 +79,8 @@ pub struct Metrics {
     reload_successful: IntGauge,
     /// What the cache does.
     pub cache: CacheMetrics,
-    /// What TLS does on listeners.
-    pub tls: TlsMetrics,
+    /// What happens on clients' connections.
+    pub connection: ConnectionMetrics,
     /// Client connections that are open.
     pub connections: IntGauge,
     /// Without labels, and not there before a cluster says something: there may be none.
@@ -243,7 +243,7 @@ impl Metrics {
             cluster_connected: gauges("portolan_cluster_connected", "1 while the cluster's Redis can be reached.", &[])?,
             connections: gauge("portolan_connections", "Client connections that are open.")?,
             cache: CacheMetrics::new(&registry)?,
-            tls: TlsMetrics::new(&registry)?,
+            connection: ConnectionMetrics::new(&registry)?,
             registry,
             requests,
             duration,
@@ -474,7 +474,7 @@ impl Metrics {
             }
         }
         self.cache.refresh(store, live.snapshot.cache.known.purges.lines());
-        self.tls.refresh(&live.snapshot.listeners);
+        self.connection.refresh(&live.snapshot.listeners);
         self.learned_areas.set(i64::try_from(learned_areas).unwrap_or(i64::MAX));
         let built = live.snapshot.databases.source().and_then(|d| d.built.duration_since(UNIX_EPOCH).ok());
         self.database_built.set(built.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0)));

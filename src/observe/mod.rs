@@ -2,8 +2,8 @@
 
 pub mod access_log;
 pub mod cache;
+pub mod connections;
 pub mod metrics;
-pub mod tls;
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};

@@ -143,6 +143,8 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
         }
         Refusal::NoRoute
         | Refusal::BadRequest
+        | Refusal::Faulty { .. }
+        | Refusal::BodyTooLarge
         | Refusal::Misdirected
         | Refusal::RequestTimeout
         | Refusal::AllRegionsUnavailable { .. }

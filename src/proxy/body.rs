@@ -11,7 +11,8 @@ use pingora::{Error, ErrorType, Result};
 use super::edge::Context;
 use super::facts::{Given, facts};
 use crate::decide::inspect;
-use crate::request::{Body, REPLAYABLE_BODY, Seen};
+use crate::request::{Body, REPLAYABLE_BODY, Seen, announced};
+use crate::respond::Refusal;
 
 /// A body that is looked at on its way to the upstream.
 #[derive(Debug, Default)]
@@ -26,15 +27,10 @@ pub enum Inspection {
     Passed,
 }
 
-/// The length that the client announced.
-fn announced(session: &Session) -> Option<u64> {
-    session.req_header().headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
 /// Reads the whole body, if it is short enough for that; Pingora keeps it for the upstream and for another
 /// attempt. A longer one would be lost there, so it has to be looked at on its way.
 pub async fn read(session: &mut Session, limit: usize, patience: Duration) -> Result<Option<Bytes>> {
-    if announced(session).is_none_or(|length| length > REPLAYABLE_BODY.min(limit as u64)) {
+    if announced(&session.req_header().headers).is_none_or(|length| length > REPLAYABLE_BODY.min(limit as u64)) {
         return Ok(None);
     }
     let expects = session.req_header().headers.get(header::EXPECT);
@@ -56,6 +52,16 @@ pub async fn read(session: &mut Session, limit: usize, patience: Duration) -> Re
     Ok(Some(session.as_downstream().get_retry_buffer().unwrap_or_default()))
 }
 
+/// A body whose length nobody knew before has an end, too.
+pub fn measure(session: &Session, ctx: &mut Context) -> Result<()> {
+    let most = ctx.route().and_then(|route| route.max_body);
+    if most.is_some_and(|most| session.as_downstream().body_bytes_read() as u64 > most) {
+        ctx.stopped = Some(Refusal::BodyTooLarge);
+        return Err(Error::new(ErrorType::HTTPStatus(Refusal::BodyTooLarge.status())).into_down());
+    }
+    Ok(())
+}
+
 /// A chunk of the body on its way: held back while more is needed, then judged, and let go as a whole.
 pub fn pass(session: &Session, chunk: &mut Option<Bytes>, end: bool, ctx: &mut Context) -> Result<()> {
     let Inspection::Holding { held, calls } = &mut ctx.inspection else { return Ok(()) };
@@ -73,7 +79,7 @@ pub fn pass(session: &Session, chunk: &mut Option<Bytes>, end: bool, ctx: &mut C
         ctx.inspection = Inspection::Passed;
     }
     let seen = held.get(..limit).unwrap_or(&held);
-    let size = announced(session).unwrap_or(held.len() as u64);
+    let size = announced(&session.req_header().headers).unwrap_or(held.len() as u64);
     let body = Body { bytes: seen, truncated: !end || seen.len() < held.len(), size };
     let given =
         Given { has_body: true, body: Seen::Read(body), request_id: ctx.request_id.to_str().unwrap_or("-"), chance: ctx.chance };

@@ -13,16 +13,16 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
+use pingora::{Error, ErrorType, Result};
 
 use super::answer::answer;
 use super::body::{self, Inspection};
 use super::caching::{self, Caching};
 use super::facts::host;
 use super::patient::HeaderDeadline;
-use super::peer::{Prepared, connect_failure, exchange_failure};
-use super::tunnel::{CLOSE_RESTART, Frames};
-use super::{clock, headers, journey, peer as peers, queue, stream};
+use super::peer::{Prepared, connect_failure};
+use super::tunnel::Frames;
+use super::{clock, failing, headers, journey, peer as peers, queue, stream};
 use crate::cache::purge::What;
 use crate::cache::status::Status;
 use crate::decide::{Decision, Next};
@@ -35,8 +35,6 @@ use crate::upstream::plan::upstream;
 use crate::upstream::replay::Replay;
 use crate::upstream::{Backends, Failure, Outcome, Plan, Sent, Verdict};
 
-/// Idle keep-alive to clients, in seconds. Pingora's own default is to wait for ever.
-const CLIENT_KEEPALIVE: u64 = 60;
 /// A client that left before its answer; nginx's code for it, seen in logs and metrics only.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
@@ -94,20 +92,20 @@ pub struct Context {
     /// An answer of ours was sent, or is about to be.
     pub refusal: Option<Refusal>,
     /// A response is being given up for another attempt.
-    giving_up: bool,
+    pub giving_up: bool,
     /// The attempt under way is silent by nature, and its header has to come until then.
-    header_deadline: Option<Arc<HeaderDeadline>>,
+    pub header_deadline: Option<Arc<HeaderDeadline>>,
     /// Its way through the cache, if it takes one.
     pub caching: Option<Box<Caching>>,
     /// What the cache did, as its client was told.
     pub cached: Option<Status>,
     /// The response is a tunnel: where its frames end.
-    tunnel: Option<(Frames, Arc<HeaderDeadline>)>,
+    pub tunnel: Option<(Frames, Arc<HeaderDeadline>)>,
 }
 
 impl Context {
     /// What it is played against, and its plan: apart, so that the one can be read while the other is changed.
-    fn parts(&mut self) -> Option<(Backends<'_>, &Route, &mut Plan)> {
+    pub fn parts(&mut self) -> Option<(Backends<'_>, &Route, &mut Plan)> {
         let Decision { route, next: Next::Forward(plan), .. } = self.decision.as_mut()? else { return None };
         let route = self.live.snapshot.route((*route)?.route)?;
         Some((Backends { regions: &self.live.snapshot.regions, retry: &route.retry }, route, plan))
@@ -171,11 +169,14 @@ impl ProxyHttp for Edge {
         // Pingora would add a compression module to every request, switched off.
     }
 
-    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut Context) -> Result<()> {
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
+        let policy = &ctx.live.snapshot.connections;
+        let last = stream::begins(session) >= policy.requests;
         // `None` is the client's wish to close, or ours while draining.
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(CLIENT_KEEPALIVE));
+            session.set_keepalive((!last).then_some(policy.keepalive.as_secs()));
         }
+        session.as_downstream_mut().set_pipelining_enabled(true);
         Ok(())
     }
 
@@ -278,7 +279,7 @@ impl ProxyHttp for Edge {
         let Some((backends, _, plan)) = ctx.parts() else { return Err(Error::new(ErrorType::InternalError)) };
         loop {
             // The plan knows why there is none, and `fail_to_proxy` asks it.
-            let Some(attempt) = queue::next(plan, backends).await else { return Err(exhausted()) };
+            let Some(attempt) = queue::next(plan, backends).await else { return Err(failing::exhausted()) };
             if !attempt.delay.is_zero() {
                 tokio::time::sleep(attempt.delay).await;
             }
@@ -286,7 +287,7 @@ impl ProxyHttp for Edge {
             let (Some(chosen), Some(endpoint)) = (chosen, &attempt.endpoint) else {
                 match plan.failed(backends, Failure::Unresolved, Sent::default(), clock::now()) {
                     Verdict::Again => continue,
-                    Verdict::Final(_) => return Err(exhausted()),
+                    Verdict::Final(_) => return Err(failing::exhausted()),
                 }
             };
             let region = backends.regions.get(usize::from(attempt.region.0)).map(|r| r.state.clone()).unwrap_or_default();
@@ -305,6 +306,7 @@ impl ProxyHttp for Edge {
         end: bool,
         ctx: &mut Context,
     ) -> Result<()> {
+        body::measure(session, ctx)?;
         body::pass(session, body, end, ctx)?;
         if let Some(deadline) = &ctx.header_deadline {
             deadline.start_again();
@@ -334,7 +336,7 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         let status = response.status.as_u16();
         let now = clock::now();
-        let sent = sent(session, false);
+        let sent = failing::sent(session, false);
         let interim = response.status.is_informational() && status != 101;
         let deadline = if interim { None } else { ctx.header_deadline.take() };
         let known = |name: &str| ctx.live.snapshot.region_named(name);
@@ -433,90 +435,15 @@ impl ProxyHttp for Edge {
         &self,
         _peer: &HttpPeer,
         session: &mut Session,
-        mut e: Box<Error>,
+        e: Box<Error>,
         ctx: &mut Context,
         reused: bool,
     ) -> Box<Error> {
-        if std::mem::take(&mut ctx.giving_up) {
-            return e;
-        }
-        let now = clock::now();
-        // A header that waits to be written is as good as written: there is no way to take it back.
-        let waits = session.has_pending_downstream_tasks().then(|| session.cache.maybe_cache_meta());
-        let waits = waits.flatten().map(|meta| meta.response_header().status.as_u16());
-        let written = session.response_written().map(|r| r.status.as_u16()).filter(|s| *s >= 200 || *s == 101).or(waits);
-        // Pingora marks what happens to a connection that was closing while we used it.
-        let closing = matches!(e.retry, RetryType::ReusedOnly | RetryType::Decided(true));
-        let sent = sent(session, reused && closing);
-        let from_upstream = *e.esource() == ErrorSource::Upstream;
-        let late = ctx.header_deadline.take().is_some_and(|d| d.is_over());
-        let closed = ctx.tunnel.as_ref().is_some_and(|(_, deadline)| deadline.is_closed());
-        let again = match (ctx.parts(), from_upstream, written) {
-            (Some((backends, _, plan)), true, Some(status)) => {
-                // A tunnel or event stream that was silent for `timeouts.idle` simply ends, and so does one whose
-                // region is drained.
-                let natural = plan.patience == Patience::Idle && *e.etype() == ErrorType::ReadTimedout;
-                plan.truncated(backends.regions, status, !natural && !closed, now);
-                false
-            }
-            (Some((backends, _, plan)), true, None) => {
-                let failure = if late { Failure::FirstByteTimeout } else { exchange_failure(&e) };
-                // An upstream that does not read is slow itself, whatever is left of the client's body.
-                let stuck = *e.etype() == ErrorType::WriteTimedout;
-                let sent = Sent { body_incomplete: sent.body_incomplete && !stuck, ..sent };
-                plan.failed(backends, failure, sent, now) == Verdict::Again
-            }
-            (_, false, _) | (None, _, _) => false,
-        };
-        if again {
-            caching::give_up(session, ctx);
-        }
-        e.set_retry(again);
-        e
+        failing::again(session, e, ctx, reused)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, ctx: &mut Context) -> FailToProxy {
-        let nothing = |error_code| FailToProxy { error_code, can_reuse_downstream: false };
-        if let Some((frames, deadline)) = &ctx.tunnel
-            && deadline.is_closed()
-            && frames.at_boundary()
-        {
-            // The region is drained: the client may connect anew, and lands elsewhere (RFC 6455, section 7.4.1).
-            let farewell = Bytes::from_static(&CLOSE_RESTART);
-            if let Err(error) = session.write_response_body(Some(farewell), true).await {
-                tracing::debug!(%error, "a client left before its tunnel was closed");
-            }
-            session.as_downstream_mut().shutdown().await;
-        }
-        let written = session.response_written().is_some_and(|r| !r.status.is_informational() || r.status.as_u16() == 101);
-        if written || session.has_pending_downstream_tasks() {
-            return nothing(0);
-        }
-        let refusal = match e.esource() {
-            _ if ctx.stopped.is_some() => ctx.stopped.unwrap_or(Refusal::Internal),
-            ErrorSource::Downstream => match e.etype() {
-                ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout => {
-                    return nothing(0);
-                }
-                ErrorType::ReadTimedout => Refusal::RequestTimeout,
-                _ => Refusal::BadRequest,
-            },
-            ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset => match ctx.planned() {
-                Some(plan) if plan.stopped.is_some() => {
-                    Refusal::after(plan, plan.retry_after(&ctx.live.snapshot.regions, clock::now()))
-                }
-                _ => Refusal::Internal,
-            },
-        };
-        // Whatever is left of the request's body must not be read as the next request.
-        session.set_keepalive(None);
-        match answer(session, ctx, refusal).await {
-            Ok(()) => nothing(refusal.status()),
-            Err(error) => {
-                tracing::debug!(%error, "the client left before its answer");
-                nothing(0)
-            }
-        }
+        failing::told(session, e, ctx).await
     }
 
     async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Context) {
@@ -577,14 +504,4 @@ fn is_grpc(session: &Session) -> bool {
 fn retry_after(response: &ResponseHeader) -> Option<std::time::Duration> {
     let text = response.headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     text.trim().parse().ok().map(std::time::Duration::from_secs)
-}
-
-/// The error that ends Pingora's loop of attempts; `fail_to_proxy` reads the plan for what to say.
-fn exhausted() -> Box<Error> {
-    Error::new(ErrorType::ConnectProxyFailure).into_up()
-}
-
-fn sent(session: &mut Session, reused: bool) -> Sent {
-    let downstream = session.as_downstream_mut();
-    Sent { body_lost: downstream.retry_buffer_truncated(), reused, body_incomplete: !downstream.is_body_done() }
 }

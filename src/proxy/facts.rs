@@ -46,6 +46,7 @@ pub fn facts<'a>(session: &'a Session, given: Given<'a>) -> Facts<'a> {
         certified: secured.is_some_and(|secured| !secured.client.is_empty()),
         // Whoever decides first asks for it, and then it is over.
         misdirected: false,
+        fault: None,
         headers: &request.headers,
         has_body,
         body,

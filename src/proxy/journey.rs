@@ -8,7 +8,7 @@ use pingora::proxy::Session;
 use super::answer::{fresh_id, given_id};
 use super::edge::Context;
 use super::facts::{Given, facts, misdirected};
-use super::{body, clock};
+use super::{body, clock, stream};
 use crate::decide::{Decision, Earlier, Next, decide, resume};
 use crate::request::{Body, Facts, Seen};
 use crate::snapshot::Snapshot;
@@ -28,7 +28,8 @@ pub async fn decided(session: &mut Session, ctx: &mut Context, state: &State) ->
     let seen = if has_body { Seen::Unread } else { Seen::Read(Body::default()) };
     let mut given = Given { has_body, body: seen, request_id, chance: ctx.chance };
     let read;
-    let first = &Facts { misdirected: misdirected(session, snapshot), ..facts(session, given) };
+    let (misdirected, fault) = (misdirected(session, snapshot), stream::fault(session, &snapshot.connections));
+    let first = &Facts { misdirected, fault, ..facts(session, given) };
     let mut decision = match session.subrequest_ctx {
         None => decide(snapshot, first, ctx.started, Mode::Commit),
         // What is fetched anew in the background was asked for by somebody who passed.

@@ -16,7 +16,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::introduced::introduced;
 use super::stream::ClientStream;
-use crate::observe::tls::Handshake;
+use crate::connections::Kind;
+use crate::observe::connections::Handshake;
 use crate::state::{Live, State};
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
@@ -125,6 +126,13 @@ impl Open {
     }
 }
 
+impl Open {
+    /// Something is wrong with what its client does.
+    pub fn faulty(&self, kind: Kind) {
+        self.connections.state.metrics.connection.fault(kind);
+    }
+}
+
 impl Drop for Open {
     fn drop(&mut self) {
         if let Some(client) = self.client {
@@ -198,6 +206,7 @@ where
         let listener = live.snapshot.listeners.get(nth);
         let introduced = listener.is_some_and(|listener| listener.introduced);
         let tls = listener.and_then(|listener| Some(listener.tls.as_ref()?.config.clone()));
+        let policy = live.snapshot.connections.clone();
         let deadline = Instant::now() + HANDSHAKE;
         if introduced {
             let known = tokio::select! {
@@ -210,9 +219,9 @@ where
                 Ok(Ok(client)) => peer = client,
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "a connection does not begin with its client");
-                    return state.metrics.tls.unintroduced.inc();
+                    return state.metrics.connection.unintroduced.inc();
                 }
-                Err(_) => return state.metrics.tls.unintroduced.inc(),
+                Err(_) => return state.metrics.connection.unintroduced.inc(),
             }
             if !open.is_for(peer.ip()) {
                 return;
@@ -226,7 +235,7 @@ where
                     shaken = timeout_at(deadline, TlsAcceptor::from(config).accept(tcp)) => shaken,
                     _ = draining.wait_for(|d| *d) => return,
                 };
-                state.metrics.tls.handshake(match &shaken {
+                state.metrics.connection.handshake(match &shaken {
                     Ok(Ok(_)) => Handshake::Done,
                     Ok(Err(error)) => {
                         tracing::debug!(%error, %peer, "a TLS handshake failed");
@@ -241,7 +250,7 @@ where
         // Pingora does not look at `draining` before a connection's first byte.
         let begins = tokio::select! {
             biased;
-            began = stream.began() => began,
+            began = stream.began(policy) => began,
             _ = draining.wait_for(|d| *d) => false,
             _ = tokio::time::sleep(FIRST_BYTE) => false,
         };

@@ -1,10 +1,10 @@
 //! The process around the proxy: runtimes, listeners, signals.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, HttpServerOptions};
+use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
@@ -23,9 +23,6 @@ const TRIES: usize = MAX_TRIES + 2;
 /// Idle connections to upstreams that are kept, per thread.
 const POOL: usize = 512;
 
-/// An HTTP/2 connection without a stream ends after this long, as an idle HTTP/1.1 one does.
-const CLIENT_IDLE: Duration = Duration::from_secs(60);
-
 /// Pingora's settings for one thread of the data side.
 fn conf() -> ServerConf {
     ServerConf {
@@ -39,11 +36,16 @@ fn conf() -> ServerConf {
 
 /// The proxy as an application for [`accept`].
 pub fn app(state: Arc<State>) -> Arc<HttpProxy<Edge>> {
+    let policy = state.live.load().snapshot.connections.clone();
     let mut proxy = http_proxy(&Arc::new(conf()), Edge::new(state));
     let mut options = HttpServerOptions::default();
     options.h2c = true;
-    options.h2_idle_timeout = Some(CLIENT_IDLE);
+    options.h2_idle_timeout = Some(policy.keepalive);
     proxy.server_options = Some(options);
+    let mut http_2 = default_h2_options();
+    http_2.max_concurrent_streams(policy.streams);
+    http_2.max_header_list_size(u32::try_from(policy.header_bytes).unwrap_or(u32::MAX));
+    proxy.h2_options = Some(http_2);
     Arc::new(proxy)
 }
 

@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +26,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::door::{Door, Waits};
+use super::facts::host;
 use super::listen::Open;
+use crate::connections::{Fault, Kind, Policy, faulty};
 use crate::listeners::asked;
 
 /// Header and body of a small response leave in one system call.
@@ -35,8 +38,11 @@ const WRITE_BUFFER: usize = 32 << 10;
 /// How long a client may take to hear that its connection ends.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// What is read of a client that is still sending when its connection ends, so that it gets to read why.
+const FORGOTTEN: usize = 1 << 20;
+
 /// How an HTTP/2 connection begins (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What carries a connection.
 #[derive(Debug)]
@@ -51,8 +57,11 @@ pub struct ClientStream {
     io: Io,
     /// Written, and not sent yet.
     buffer: BytesMut,
-    /// Read ahead by [`Peek`], not yet by HTTP.
+    /// What came before it was clear whether it is HTTP/2.
     peeked: BytesMut,
+    /// What comes, from then on.
+    door: Option<Door>,
+    sends: Waits,
     socket: Arc<SocketDigest>,
     established: SystemTime,
     between: Arc<Between>,
@@ -62,7 +71,7 @@ pub struct ClientStream {
     date: Option<(isize, Date)>,
     patched: Vec<u8>,
     /// Counts this connection as open.
-    _open: Open,
+    open: Open,
 }
 
 /// A date as responses have it (RFC 9110, section 5.6.7): as long as every other.
@@ -78,6 +87,10 @@ struct Between {
     date: Mutex<Option<Date>>,
     /// Nothing of it waits in the buffer: there may be a while before the next of it comes.
     eager: AtomicBool,
+    /// Requests that hooks have seen over HTTP/1.
+    requests: AtomicU32,
+    /// Which of them is faulty, and how.
+    fault: OnceLock<(u32, Fault)>,
 }
 
 /// What client and listener agreed on.
@@ -108,6 +121,25 @@ fn between(session: &Session) -> Option<&Arc<Between>> {
 /// What was agreed on, if the client came over TLS.
 pub fn secured(session: &Session) -> Option<&Secured> {
     between(session)?.secured.as_ref()
+}
+
+/// A request begins. How many have come by its connection, it included; over HTTP/2 none are counted.
+pub fn begins(session: &Session) -> u32 {
+    match between(session).filter(|_| !session.as_downstream().is_http2() && session.subrequest_ctx.is_none()) {
+        Some(between) => between.requests.fetch_add(1, Ordering::Relaxed) + 1,
+        None => 0,
+    }
+}
+
+/// What is wrong with the request.
+pub fn fault(session: &Session, policy: &Policy) -> Option<Fault> {
+    let between = between(session).filter(|_| session.subrequest_ctx.is_none())?;
+    if session.as_downstream().is_http2() {
+        let request = session.req_header();
+        return faulty(host(session), request.raw_path().len(), &request.headers, policy);
+    }
+    let (which, fault) = between.fault.get()?;
+    (*which == between.requests.load(Ordering::Relaxed)).then_some(*fault)
 }
 
 /// Tells the connection of a response: it keeps its date, and `eager` ones are not buffered. HTTP/2 has its own buffers,
@@ -159,26 +191,54 @@ impl ClientStream {
             io,
             buffer: BytesMut::new(),
             peeked: BytesMut::new(),
+            door: None,
+            sends: Waits::default(),
             socket: Arc::new(socket),
             established: SystemTime::now(),
             between,
             proxied,
             date: None,
             patched: Vec::new(),
-            _open: open,
+            open,
         }
     }
 
     /// Waits until it is clear whether HTTP/2's preface comes, so that [`Peek`] need not wait; false if the
-    /// client leaves before. May be cancelled.
-    pub async fn began(&mut self) -> bool {
+    /// client leaves before. What comes from then on is held to `policy`. May be cancelled.
+    pub async fn began(&mut self, policy: Arc<Policy>) -> bool {
         while self.peeked.len() < PREFACE.len() && PREFACE.starts_with(&self.peeked) {
             match self.io.read_buf(&mut self.peeked).await {
                 Ok(n) if n > 0 => {}
-                _ => return !self.peeked.is_empty(),
+                _ if self.peeked.is_empty() => return false,
+                _ => break,
             }
         }
+        let http_2 = match self.selected_alpn_proto() {
+            Some(agreed) => agreed == ALPN::H2,
+            None => self.peeked.starts_with(PREFACE),
+        };
+        self.door = Some(Door::new(std::mem::take(&mut self.peeked), http_2, policy));
         true
+    }
+
+    /// An end to waiting for a client that takes too little.
+    fn unless_slow<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sent: Poll<io::Result<T>>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
+        let rate = self.door.as_ref().and_then(|door| door.policy().send_rate);
+        match &sent {
+            Poll::Ready(Ok(moved)) => self.sends.moved(bytes(moved), rate),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                ready!(self.sends.poll(rate, cx));
+                self.open.faulty(Kind::SlowReader);
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        sent
     }
 
     /// Sends what waits in the buffer.
@@ -225,24 +285,29 @@ impl AsyncRead for ClientStream {
             // An error is told to whoever writes next.
             let _ = self.poll_send(cx);
         }
-        if self.peeked.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
-        }
-        let take = self.peeked.len().min(buf.remaining());
-        buf.put_slice(&self.peeked.split_to(take));
-        Poll::Ready(Ok(()))
+        let Self { io, door, between, open, .. } = &mut *self;
+        let Some(door) = door else { return Poll::Ready(Ok(())) };
+        door.poll_read(io, cx, buf, &mut |which, fault| {
+            open.faulty(fault.kind);
+            // There is one at most: nothing is read behind it.
+            let _ = between.fault.set((which, fault));
+        })
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if let Some(door) = &mut this.door {
+            door.writes(buf);
+        }
         if this.date.is_none() && buf.starts_with(b"HTTP/1.") {
             let place = place_of_date(buf);
             this.date = place.and_then(|place| Some((place, this.between.date.lock().take()?)));
         }
         let Some((place, date)) = this.date else {
-            return this.poll_put(cx, buf);
+            let written = this.poll_put(cx, buf);
+            return this.unless_slow(cx, written, |sent| *sent);
         };
         let mut patched = std::mem::take(&mut this.patched);
         patched.clear();
@@ -254,7 +319,7 @@ impl AsyncWrite for ClientStream {
         }
         let written = this.poll_put(cx, &patched);
         this.patched = patched;
-        let written = ready!(written)?;
+        let written = ready!(this.unless_slow(cx, written, |sent| *sent))?;
         // Should it not all have been taken, the rest of the date comes with the rest of the head.
         let place = place.saturating_sub_unsigned(written);
         this.date = (place.saturating_add_unsigned(date.len()) > 0).then_some((place, date));
@@ -262,7 +327,9 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_send(cx)
+        let waited = self.buffer.len();
+        let sent = self.poll_send(cx);
+        self.unless_slow(cx, sent, |()| waited)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -278,7 +345,7 @@ impl Peek for ClientStream {
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         // Who agreed on HTTP/1.1 speaks that.
         let agreed = self.selected_alpn_proto() == Some(ALPN::H1);
-        let seen = if agreed { &[] } else { self.peeked.chunk() };
+        let seen = if agreed { &[] } else { self.door.as_ref().map_or(&[][..], Door::held) };
         let len = seen.len().min(buf.len());
         buf.fill(0);
         if let (Some(to), Some(from)) = (buf.get_mut(..len), seen.get(..len)) {
@@ -291,8 +358,14 @@ impl Peek for ClientStream {
 #[async_trait]
 impl Shutdown for ClientStream {
     async fn shutdown(&mut self) {
+        let inside = self.door.as_ref().is_some_and(Door::is_inside);
+        let farewell = async {
+            AsyncWriteExt::shutdown(&mut *self).await?;
+            let mut most = if inside { FORGOTTEN } else { 0 };
+            std::future::poll_fn(|cx| Door::poll_forget(&mut self.io, cx, &mut most)).await
+        };
         // The other end may be gone already, or read nothing; then there is nobody to tell.
-        let _ = tokio::time::timeout(FAREWELL, AsyncWriteExt::shutdown(self)).await;
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::connections::{Fault, Kind};
 use crate::limits::seconds;
 use crate::overload::Shed;
 use crate::upstream::{Failure, Plan, Stop};
@@ -14,6 +15,13 @@ pub enum Refusal {
     NoRoute,
     /// The request cannot be understood (RFC 9110, section 15.5.1).
     BadRequest,
+    /// What came is no request, or none that is served here.
+    Faulty {
+        /// What is wrong with it.
+        fault: Fault,
+    },
+    /// Its body is longer than its route's `max_body` (RFC 9110, section 15.5.14).
+    BodyTooLarge,
     /// Its connection was made for other names (RFC 9110, section 15.5.20).
     Misdirected,
     /// The client stopped sending its request (RFC 9110, section 15.5.9).
@@ -134,6 +142,8 @@ impl Refusal {
         match self {
             Self::NoRoute => 404,
             Self::BadRequest => 400,
+            Self::Faulty { fault } => fault.kind.status(),
+            Self::BodyTooLarge => 413,
             Self::Misdirected => 421,
             Self::RequestTimeout => 408,
             Self::AllRegionsUnavailable { .. } => 503,
@@ -160,6 +170,16 @@ impl Refusal {
         match self {
             Self::NoRoute => "No such route\n",
             Self::BadRequest => "Bad request\n",
+            Self::Faulty { fault } => match fault.kind {
+                Kind::Malformed | Kind::Framing | Kind::Host | Kind::Flood => "Bad request\n",
+                Kind::HeaderTimeout | Kind::SlowBody | Kind::SlowReader => "The request took too long\n",
+                Kind::Target => "The target is too long\n",
+                Kind::Expectation => "The expectation cannot be met\n",
+                Kind::Headers => "The headers are too large\n",
+                Kind::Unimplemented => "Not implemented\n",
+                Kind::Version => "HTTP version not supported\n",
+            },
+            Self::BodyTooLarge => "The body is too large\n",
             Self::Misdirected => "Misdirected request\n",
             Self::RequestTimeout => "The request took too long\n",
             Self::AllRegionsUnavailable { .. } => "All regions unavailable",
@@ -191,6 +211,8 @@ impl Refusal {
             | Self::GivenUp { retry_after: Some(retry_after), .. } => Some(seconds(retry_after)),
             Self::NoRoute
             | Self::BadRequest
+            | Self::Faulty { .. }
+            | Self::BodyTooLarge
             | Self::Misdirected
             | Self::RequestTimeout
             | Self::DeadlineExceeded { .. }
@@ -214,7 +236,9 @@ impl Refusal {
         let failure = |failure: Option<Failure>, other| failure.map_or(other, Failure::proxy_status);
         let error = match self {
             Self::NoRoute => "destination_not_found",
-            Self::BadRequest | Self::Misdirected | Self::RequestTimeout => "http_request_error",
+            Self::BadRequest | Self::Faulty { .. } | Self::BodyTooLarge | Self::Misdirected | Self::RequestTimeout => {
+                "http_request_error"
+            }
             Self::AllRegionsUnavailable { failure: f, .. } => failure(f, "destination_unavailable"),
             Self::DeadlineExceeded { failure: f } => failure(f, "http_response_timeout"),
             Self::GivenUp { .. } => "destination_unavailable",
@@ -236,7 +260,7 @@ impl Refusal {
         if let Self::GivenUp { status, retry_after: _ } = self {
             value.push_str(&format!("; received-status={status}"));
         }
-        if let Self::ReplayRefused { why } = self {
+        if let Self::ReplayRefused { why } | Self::Faulty { fault: Fault { kind: _, why } } = self {
             value.push_str(&format!("; details=\"{why}\""));
         }
         if let Some(region) = region {

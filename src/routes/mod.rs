@@ -32,6 +32,8 @@ pub struct Route {
     pub steering: Steering,
     /// Requests at once, and how many there may be.
     pub bound: Option<(Arc<AtomicU32>, u32)>,
+    /// Bytes that a request's body may have.
+    pub max_body: Option<u64>,
     /// What of it may be answered without the origin.
     pub cache: RouteCache,
     /// Whoever comes without TLS is sent to this port with it.

@@ -21,6 +21,7 @@ use crate::config::problem::{KeyPath, nearest};
 use crate::config::tree::Secrets;
 use crate::config::units::{Name, UpstreamUrl};
 use crate::config::{self, Config, Problem};
+use crate::connections::Policy;
 use crate::key_path;
 use crate::limits::Limits;
 use crate::listeners::{Certificate, Listener};
@@ -56,6 +57,8 @@ pub struct Resources {
 pub struct Snapshot {
     /// Where clients connect, in the order of the configuration.
     pub listeners: Box<[Listener]>,
+    /// What clients' connections are held to.
+    pub connections: Arc<Policy>,
     /// Whom to believe about the client.
     pub trust: Trust,
     /// Addresses to places.
@@ -121,6 +124,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     // Exhaustive, so that a new key must be handled here.
     let Config {
         listeners,
+        connections,
         admin,
         client,
         regions,
@@ -196,6 +200,15 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
             .hint("set it to a database in MaxMind's format, such as the shipped geoip/country.mmdb"),
         );
     }
+    if connections.max_header_bytes.0 > 256 << 10 || connections.max_target.0 > 32 << 10 {
+        // The engine takes up to 1 MiB of both, and targets of up to 64 KiB.
+        compiler.error(key_path!["connections"], "expected at most `256KiB` of headers, and `32KiB` for a target");
+    }
+    for (key, value) in [("header_timeout", connections.header_timeout), ("keepalive", connections.keepalive)] {
+        if value.0 < Duration::from_secs(1) {
+            compiler.error(key_path!["connections", key], "expected at least `1s`");
+        }
+    }
     let grace = shutdown.grace.0;
 
     compiler.lists = compiler.lists(lists);
@@ -213,6 +226,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     }
     let snapshot = Snapshot {
         listeners,
+        connections: Arc::new(Policy::from(connections)),
         trust: Trust { proxies: client.trusted_proxies.iter().map(|n| n.0).collect(), header: client.ip_header.0.clone() },
         databases: resources.databases.clone(),
         key: memory.key.clone(),

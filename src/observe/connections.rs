@@ -1,17 +1,19 @@
-//! How connections begin, as metrics: handshakes, certificates, the word of proxies.
+//! Clients' connections as metrics: handshakes, certificates, the word of proxies, and what is wrong with what comes.
 
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use crate::connections::Kind;
 use crate::listeners::Listener;
 
-/// What TLS does on listeners.
+/// What happens on clients' connections.
 #[derive(Debug)]
-pub struct TlsMetrics {
+pub struct ConnectionMetrics {
     /// By their outcome.
     handshakes: IntCounterVec,
     expiry: IntGaugeVec,
     /// Connections that did not begin with who the client is, where they have to.
     pub unintroduced: IntCounter,
+    faults: [IntCounter; Kind::ALL.len()],
 }
 
 /// How a handshake ended.
@@ -39,7 +41,7 @@ impl Handshake {
     }
 }
 
-impl TlsMetrics {
+impl ConnectionMetrics {
     /// All at zero.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let handshakes = IntCounterVec::new(
@@ -60,7 +62,24 @@ impl TlsMetrics {
         for one in Handshake::ALL {
             handshakes.with_label_values(&[one.label()]);
         }
-        Ok(Self { handshakes, expiry, unintroduced })
+        let faults = IntCounterVec::new(
+            Opts::new(
+                "portolan_connection_faults_total",
+                "Connections that ended for what their clients sent, or did not, by what was wrong.",
+            ),
+            &["fault"],
+        )?;
+        registry.register(Box::new(faults.clone()))?;
+        let faults = Kind::ALL.map(|kind| faults.with_label_values(&[kind.label()]));
+        Ok(Self { handshakes, expiry, unintroduced, faults })
+    }
+
+    /// Counts a fault.
+    pub fn fault(&self, kind: Kind) {
+        // Positions in `ALL` are those of the enumeration; a test holds them together.
+        if let Some(counter) = self.faults.get(kind as usize) {
+            counter.inc();
+        }
     }
 
     /// Counts a handshake.

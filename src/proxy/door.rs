@@ -1,0 +1,355 @@
+//! What a client sends, on its way to the engine: read by [`crate::connections`] first, and held to its deadlines.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::stream::PREFACE;
+use crate::connections::{Fault, Frames, Gate, Kind, Part, Patience, Policy};
+
+/// As much as waits of what came after a request for another protocol, before that has its answer.
+const ASKED: usize = 4 << 10;
+/// Read at once of a head that comes in pieces.
+const PIECE: usize = 4 << 10;
+
+/// Who reads along.
+#[derive(Debug)]
+enum Reader {
+    Gate(Gate),
+    Frames(Frames),
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub struct Door {
+    reader: Reader,
+    /// What came and was not handed on.
+    held: BytesMut,
+    /// So much at its beginning may be.
+    passed: usize,
+    /// Something is wrong, and nothing is read any more.
+    over: bool,
+    /// When the head that is under way began.
+    began: Option<Instant>,
+    /// Some of the body under way has come.
+    body: bool,
+    waits: Waits,
+    /// Whoever waits for a request for another protocol to be answered.
+    asked: Option<Waker>,
+    opened: Instant,
+}
+
+/// Waiting for the other end, at a rate.
+#[derive(Debug, Default)]
+pub struct Waits {
+    patience: Patience,
+    since: Option<Instant>,
+    timer: Timer,
+}
+
+/// One timer, made when it is needed first.
+#[derive(Debug, Default)]
+struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    fn poll(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if sleep.deadline() != at {
+            sleep.as_mut().reset(at);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+impl Waits {
+    /// The other end moves nothing: ready once that is too slow. Without a rate it never is.
+    pub fn poll(&mut self, rate: Option<u32>, cx: &mut Context<'_>) -> Poll<()> {
+        if rate.is_none() {
+            return Poll::Pending;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.timer.poll(since + self.patience.left(), cx)
+    }
+
+    /// It moved.
+    pub fn moved(&mut self, bytes: usize, rate: Option<u32>) {
+        let waited = self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.patience.moved(waited, bytes, rate.unwrap_or(u32::MAX));
+    }
+}
+
+impl Door {
+    /// For a connection that begins with `came`.
+    pub fn new(came: BytesMut, http_2: bool, policy: Arc<Policy>) -> Self {
+        let passed = if http_2 { came.len() } else { 0 };
+        let reader = match http_2 {
+            false => Reader::Gate(Gate::new(policy)),
+            true => {
+                let mut frames = Frames::new(policy);
+                // So few that they cannot be too many.
+                let _ = frames.feed(came.get(PREFACE.len()..).unwrap_or_default(), 0.0);
+                Reader::Frames(frames)
+            }
+        };
+        Self {
+            reader,
+            held: came,
+            passed,
+            over: false,
+            began: None,
+            body: false,
+            waits: Waits::default(),
+            asked: None,
+            opened: Instant::now(),
+        }
+    }
+
+    /// The rules.
+    pub fn policy(&self) -> &Policy {
+        match &self.reader {
+            Reader::Gate(gate) => gate.policy(),
+            Reader::Frames(frames) => frames.policy(),
+        }
+    }
+
+    /// What waits to be handed on.
+    pub fn held(&self) -> &[u8] {
+        &self.held
+    }
+
+    /// There may be more to come of what was begun: a close would tell its client of an error.
+    pub fn is_inside(&self) -> bool {
+        match &self.reader {
+            Reader::Gate(gate) => self.over || !self.held.is_empty() || gate.part() == Part::Body,
+            Reader::Frames(_) => false,
+        }
+    }
+
+    /// `bytes` go to the client.
+    pub fn writes(&mut self, bytes: &[u8]) {
+        match &mut self.reader {
+            Reader::Gate(gate) if gate.part() == Part::Answer => {
+                // RFC 9110, section 15.2: interim answers are none, but for the one that grants it.
+                let Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', status @ ..]) = bytes.get(..12) else { return };
+                if !status.starts_with(b"1") || status == b"101" {
+                    gate.answered(status == b"101");
+                    if let Some(reader) = self.asked.take() {
+                        reader.wake();
+                    }
+                }
+            }
+            Reader::Gate(_) => {}
+            Reader::Frames(frames) => frames.wrote(bytes.len()),
+        }
+    }
+
+    /// Reads what may be read. An error: what is wrong, with a request whose head has passed; of one whose head is
+    /// wrong a stand-in comes.
+    pub fn poll_read<R: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut R,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        told: &mut impl FnMut(u32, Fault),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if self.passed > 0 {
+                let take = self.passed.min(buf.remaining());
+                buf.put_slice(&self.held.split_to(take));
+                self.passed -= take;
+                return Poll::Ready(Ok(()));
+            }
+            if self.over {
+                return Poll::Pending;
+            }
+            match &mut self.reader {
+                Reader::Frames(_) => return self.poll_frames(io, cx, buf, told),
+                Reader::Gate(gate) => match gate.feed(&self.held) {
+                    Ok(0) => {}
+                    Ok(n) => {
+                        self.passed = n;
+                        self.began = (self.held.len() > n).then(Instant::now);
+                        self.body = gate.part() == Part::Body;
+                        continue;
+                    }
+                    Err(fault) => {
+                        self.fail(fault, told)?;
+                        continue;
+                    }
+                },
+            }
+            let before = buf.filled().len();
+            // What comes whole is handed on where it is; what waits for more is kept aside.
+            let came = if self.held.is_empty() {
+                match Pin::new(&mut *io).poll_read(cx, buf) {
+                    Poll::Ready(read) => Poll::Ready(read.map(|()| buf.filled().len() - before)),
+                    Poll::Pending => Poll::Pending,
+                }
+            } else {
+                self.poll_more(io, cx)
+            };
+            match came {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    let Some(fault) = self.late(cx) else { return Poll::Pending };
+                    self.fail(fault, told)?;
+                    continue;
+                }
+            }
+            let new = buf.filled().get(before..).unwrap_or_default();
+            if new.is_empty() {
+                continue;
+            }
+            let Reader::Gate(gate) = &mut self.reader else { continue };
+            let mut at = 0;
+            let mut wrong = None;
+            while let Some(rest) = new.get(at..).filter(|rest| !rest.is_empty()) {
+                let body = gate.part() == Part::Body;
+                match gate.feed(rest) {
+                    Ok(0) => break,
+                    Ok(n) => {
+                        at += n;
+                        let rate = gate.policy().receive_rate;
+                        match body {
+                            true => self.waits.moved(n, rate),
+                            // Every body has a patience of its own.
+                            false => (self.waits.patience, self.waits.since) = (Patience::default(), None),
+                        }
+                        self.body = body;
+                    }
+                    Err(fault) => {
+                        wrong = Some(fault);
+                        break;
+                    }
+                }
+            }
+            self.held.extend_from_slice(new.get(at..).unwrap_or_default());
+            buf.set_filled(before + at);
+            if !self.held.is_empty() {
+                self.began = Some(Instant::now());
+            }
+            if let Some(fault) = wrong {
+                self.fail(fault, told)?;
+            }
+            if at > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Reads more to what waits.
+    fn poll_more<R: AsyncRead + Unpin>(&mut self, io: &mut R, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Reader::Gate(gate) = &self.reader
+            && gate.part() == Part::Answer
+        {
+            self.asked = Some(cx.waker().clone());
+            if self.held.len() >= ASKED {
+                return Poll::Pending;
+            }
+        }
+        let mut piece = [std::mem::MaybeUninit::uninit(); PIECE];
+        let mut piece = ReadBuf::uninit(&mut piece);
+        ready!(Pin::new(io).poll_read(cx, &mut piece))?;
+        self.held.extend_from_slice(piece.filled());
+        Poll::Ready(Ok(piece.filled().len()))
+    }
+
+    /// Is what is under way too slow?
+    fn late(&mut self, cx: &mut Context<'_>) -> Option<Fault> {
+        let Reader::Gate(gate) = &self.reader else { return None };
+        let policy = gate.policy();
+        match (gate.part(), self.began) {
+            (Part::Head, Some(began)) => {
+                let at = began + policy.header_timeout;
+                self.waits
+                    .timer
+                    .poll(at, cx)
+                    .is_ready()
+                    .then_some(Fault { kind: Kind::HeaderTimeout, why: "its head took too long" })
+            }
+            // Before it begins its client may wait for somebody to tell it to go on.
+            (Part::Body, _) if self.body => {
+                let rate = policy.receive_rate;
+                self.waits.poll(rate, cx).is_ready().then_some(Fault { kind: Kind::SlowBody, why: "its body comes too slowly" })
+            }
+            (Part::Answer, _) => {
+                self.asked = Some(cx.waker().clone());
+                None
+            }
+            (Part::Head | Part::Body | Part::Open, _) => None,
+        }
+    }
+
+    /// Nothing that comes is read any more. An error, if what came before was handed on already.
+    fn fail(&mut self, fault: Fault, told: &mut impl FnMut(u32, Fault)) -> io::Result<()> {
+        self.over = true;
+        let Reader::Gate(gate) = &self.reader else { return Err(io::ErrorKind::InvalidData.into()) };
+        if gate.part() != Part::Head {
+            told(gate.requests(), fault);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, fault.why));
+        }
+        told(gate.requests().saturating_add(1), fault);
+        let stand_in = gate.stand_in(&self.held);
+        self.held.clear();
+        self.held.extend_from_slice(&stand_in);
+        self.passed = self.held.len();
+        Ok(())
+    }
+
+    fn poll_frames<R: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut R,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        told: &mut impl FnMut(u32, Fault),
+    ) -> Poll<io::Result<()>> {
+        let Reader::Frames(frames) = &mut self.reader else { return Poll::Pending };
+        let before = buf.filled().len();
+        let read = Pin::new(io).poll_read(cx, buf);
+        let fault = match read {
+            Poll::Ready(Ok(())) => {
+                let new = buf.filled().get(before..).unwrap_or_default();
+                let fed = frames.feed(new, self.opened.elapsed().as_secs_f64());
+                self.began = frames.is_inside().then(|| self.began.unwrap_or_else(Instant::now));
+                match fed {
+                    Ok(()) => return Poll::Ready(Ok(())),
+                    Err(fault) => fault,
+                }
+            }
+            Poll::Pending => match self.began {
+                Some(began) if self.waits.timer.poll(began + frames.policy().header_timeout, cx).is_ready() => {
+                    Fault { kind: Kind::HeaderTimeout, why: "its head took too long" }
+                }
+                _ => return Poll::Pending,
+            },
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+        };
+        told(0, fault);
+        self.over = true;
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault.why)))
+    }
+
+    /// Reads and forgets, until there is nothing more or `most` bytes came: what a client has on its way would make its
+    /// system throw our answer away.
+    pub fn poll_forget<R: AsyncRead + Unpin>(io: &mut R, cx: &mut Context<'_>, most: &mut usize) -> Poll<io::Result<()>> {
+        while *most > 0 {
+            let mut piece = [std::mem::MaybeUninit::uninit(); PIECE];
+            let mut piece = ReadBuf::uninit(&mut piece);
+            ready!(Pin::new(&mut *io).poll_read(cx, &mut piece))?;
+            if piece.filled().is_empty() {
+                break;
+            }
+            *most = most.saturating_sub(piece.filled().len());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
