@@ -88,14 +88,17 @@ impl Waits {
 impl Door {
     /// For a connection that begins with `came`.
     pub fn new(came: BytesMut, http_2: bool, policy: Arc<Policy>) -> Self {
-        let passed = if http_2 { came.len() } else { 0 };
-        let reader = match http_2 {
-            false => Reader::Gate(Gate::new(policy)),
+        let opened = Instant::now();
+        let mut passed = 0;
+        let (reader, inside) = match http_2 {
+            false => (Reader::Gate(Gate::new(policy)), !came.is_empty()),
             true => {
+                passed = came.len();
                 let mut frames = Frames::new(policy);
                 // So few that they cannot be too many.
                 let _ = frames.feed(came.get(PREFACE.len()..).unwrap_or_default(), 0.0);
-                Reader::Frames(frames)
+                let inside = frames.is_inside();
+                (Reader::Frames(frames), inside)
             }
         };
         Self {
@@ -103,11 +106,11 @@ impl Door {
             held: came,
             passed,
             over: false,
-            began: None,
+            began: inside.then_some(opened),
             body: false,
             waits: Waits::default(),
             asked: None,
-            opened: Instant::now(),
+            opened,
         }
     }
 
@@ -171,15 +174,15 @@ impl Door {
             }
             match &mut self.reader {
                 Reader::Frames(_) => return self.poll_frames(io, cx, buf, told),
-                Reader::Gate(gate) => match gate.feed(&self.held) {
-                    Ok(0) => {}
-                    Ok(n) => {
+                Reader::Gate(gate) => match (gate.part() == Part::Body, gate.feed(&self.held)) {
+                    (_, Ok(0)) => {}
+                    (body, Ok(n)) => {
                         self.passed = n;
                         self.began = (self.held.len() > n).then(Instant::now);
-                        self.body = gate.part() == Part::Body;
+                        self.body = body;
                         continue;
                     }
-                    Err(fault) => {
+                    (_, Err(fault)) => {
                         self.fail(fault, told)?;
                         continue;
                     }
@@ -351,5 +354,92 @@ impl Door {
             *most = most.saturating_sub(piece.filled().len());
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    struct Client {
+        far: DuplexStream,
+        near: DuplexStream,
+        door: Door,
+        told: Vec<(u32, Kind)>,
+    }
+
+    impl Client {
+        fn new(came: &[u8], http_2: bool) -> Self {
+            let (far, near) = duplex(1 << 16);
+            Self { far, near, door: Door::new(came.into(), http_2, Arc::default()), told: Vec::new() }
+        }
+
+        async fn read(&mut self) -> io::Result<String> {
+            let mut space = [0; 1024];
+            let mut buf = ReadBuf::new(&mut space);
+            let told = &mut self.told;
+            std::future::poll_fn(|cx| {
+                self.door.poll_read(&mut self.near, cx, &mut buf, &mut |which, fault: Fault| told.push((which, fault.kind)))
+            })
+            .await?;
+            Ok(String::from_utf8_lossy(buf.filled()).into_owned())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_its_time() {
+        const HEAD: &str = "GET /a HTTP/1.1\r\nHost: a\r\n";
+        for came in [&HEAD[..0], &HEAD[..7], HEAD] {
+            let mut client = Client::new(came.as_bytes(), false);
+            client.far.write_all(&HEAD.as_bytes()[came.len()..]).await.unwrap();
+            let (before, read) = (Instant::now(), client.read().await.unwrap());
+            assert!(read.starts_with("GET /a HTTP/1.1\r\nHost: -\r\nConnection: close"), "{came}: {read}");
+            assert_eq!((client.told, before.elapsed().as_secs()), (vec![(1, Kind::HeaderTimeout)], 10));
+        }
+        // A drip is no progress.
+        let mut client = Client::new(b"", false);
+        let before = Instant::now();
+        let (mut far, near) = duplex(64);
+        client.near = near;
+        let drip = tokio::spawn(async move {
+            for byte in HEAD.bytes().chain(std::iter::repeat(b'x')) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if far.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+            }
+        });
+        client.read().await.unwrap();
+        assert_eq!((client.told, before.elapsed().as_secs()), (vec![(1, Kind::HeaderTimeout)], 11));
+        drip.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_has_its_pace() {
+        let mut client = Client::new(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n", false);
+        assert!(client.read().await.unwrap().ends_with("\r\n\r\n"));
+        // Nobody knows yet whether it waits to be told to go on.
+        let wait = tokio::time::timeout(Duration::from_secs(300), client.read()).await;
+        assert!(wait.is_err());
+        client.far.write_all(&[b'x'; 1_000]).await.unwrap();
+        client.read().await.unwrap();
+        let before = Instant::now();
+        assert_eq!(client.read().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        // 20 seconds to begin with, and 4 for what came.
+        assert_eq!((client.told, before.elapsed().as_secs()), (vec![(1, Kind::SlowBody)], 24));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn http_2_is_passed_on_as_it_is() {
+        let mut begun = PREFACE.to_vec();
+        begun.extend_from_slice(&[0, 0, 9, 1, 0, 0, 0, 0, 1]);
+        let mut client = Client::new(&begun, true);
+        assert_eq!(client.read().await.unwrap().len(), begun.len());
+        client.far.write_all(b"123").await.unwrap();
+        assert_eq!(client.read().await.unwrap(), "123");
+        assert!(client.read().await.is_err());
+        assert_eq!(client.told, [(0, Kind::HeaderTimeout)]);
     }
 }

@@ -334,6 +334,7 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
+        headers::frame(session, response)?;
         let status = response.status.as_u16();
         let now = clock::now();
         let sent = failing::sent(session, false);

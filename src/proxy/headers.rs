@@ -3,10 +3,10 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use http::{HeaderName, HeaderValue, header};
-use pingora::Result;
+use http::{HeaderName, HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 use rustls::pki_types::CertificateDer;
 use smallvec::SmallVec;
 
@@ -233,6 +233,43 @@ fn affinity(session: &Session, plan: &Plan, ctx: &Context) -> Option<String> {
     (*permanent || !known).then(|| format!("{name}={}{attributes}", endpoint.tag))
 }
 
+/// Makes sure that every reader of an upstream's response agrees where it ends (RFC 9112, section 6.3), and what it is in.
+/// What the engine's parser repairs by itself (folded lines, spaces before a colon) has been repaired before.
+pub fn frame(session: &Session, response: &mut ResponseHeader) -> Result<()> {
+    let wrong = |why| Err(Error::explain(ErrorType::InvalidHTTPHeader, why).into_up());
+    let request = session.req_header();
+    let status = response.status.as_u16();
+    let is_websocket = |headers: &http::HeaderMap| {
+        headers.get_all(header::UPGRADE).iter().any(|v| v.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    };
+    if status == 101 && !(is_websocket(&request.headers) && is_websocket(&response.headers)) {
+        return wrong("nobody asked for another protocol");
+    }
+    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        let chunked = coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+        if !chunked || codings.next().is_some() || response.version < Version::HTTP_11 {
+            return wrong("a transfer coding that is not known here");
+        }
+    }
+    if status < 200 || status == 204 {
+        // RFC 9110, section 8.6; RFC 9112, section 6.1.
+        response.remove_header(&header::CONTENT_LENGTH);
+        response.remove_header(&header::TRANSFER_ENCODING);
+    }
+    let lengths = response.headers.get_all(header::CONTENT_LENGTH);
+    // The engine has made sure that all say the same.
+    if let Some(first) = lengths.iter().next().filter(|first| lengths.iter().count() > 1 || first.as_bytes().contains(&b',')) {
+        let one = first.as_bytes().split(|b| *b == b',').next().unwrap_or_default().trim_ascii().to_vec();
+        response.insert_header(header::CONTENT_LENGTH, one)?;
+    }
+    if response.version < Version::HTTP_11 {
+        // RFC 9112, section 2.3: a proxy speaks for itself.
+        response.set_version(Version::HTTP_11);
+    }
+    Ok(())
+}
+
 /// RFC 9110, section 7.6.1: what speaks of the origin's connection is not for the client.
 pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     let named: SmallVec<[HeaderName; 4]> = response
@@ -249,6 +286,10 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     }
     for name in RESPONSE_HOP_BY_HOP {
         response.remove_header(name);
+    }
+    // It offers what nobody here speaks, unless it is the answer itself (RFC 9110, section 15.5.22).
+    if !matches!(response.status.as_u16(), 101 | 426) {
+        response.remove_header(&header::UPGRADE);
     }
 }
 

@@ -81,7 +81,7 @@ fn is_identity(name: &str) -> bool {
 
 /// Response headers that speak of one connection only (RFC 9110, section 7.6.1). `Connection`,
 /// `Transfer-Encoding` and `Upgrade` frame the message and stay in Pingora's hands.
-pub const RESPONSE_HOP_BY_HOP: [&str; 4] = ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"];
+pub const RESPONSE_HOP_BY_HOP: [&str; 5] = ["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "te"];
 
 #[cfg(test)]
 mod tests {

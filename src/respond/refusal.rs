@@ -123,6 +123,8 @@ impl Refusal {
             }
             (_, _, Some(status)) => Self::GivenUp { status, retry_after: plan.asked_to_wait() },
             (Some(Stop::Busy), ..) => Self::Overloaded,
+            // Somebody did answer, in words that nobody understands.
+            (_, Some(failure @ Failure::Invalid), None) => Self::NotRepeated { failure },
             (Some(Stop::NotIdempotent | Stop::BodyTooLarge), Some(failure), None) => Self::NotRepeated { failure },
             (_, failure, None) => Self::AllRegionsUnavailable { retry_after, failure },
         }

@@ -12,6 +12,7 @@ mod cache;
 mod cache_races;
 mod challenge;
 mod cluster;
+mod connections;
 mod explained;
 mod failover;
 mod harness;
