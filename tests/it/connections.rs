@@ -293,7 +293,8 @@ async fn floods_end() {
     // GET http://a/ as HPACK has it.
     let get = [0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
     let reset: fn(u32) -> Vec<u8> = |stream| frame(3, 0, stream, &8u32.to_be_bytes());
-    let floods: [(&str, Box<dyn Fn(u32) -> Vec<u8>>); 6] = [
+    type Flood = Box<dyn Fn(u32) -> Vec<u8>>;
+    let floods: [(&str, Flood); 6] = [
         ("settings", Box::new(|_| frame(4, 0, 0, &[]))),
         ("ping", Box::new(|_| frame(6, 0, 0, &[0; 8]))),
         ("window", Box::new(|_| frame(8, 0, 0, &1u32.to_be_bytes()))),
