@@ -14,6 +14,7 @@ use crate::cache;
 use crate::client::standing::Standing;
 use crate::config::units::UpstreamUrl;
 use crate::limits::Ledger;
+use crate::listeners::acme;
 use crate::overload::Load;
 use crate::regions::control::{RegionState, Room};
 use crate::regions::endpoint::UpstreamState;
@@ -35,6 +36,8 @@ pub struct Memory {
     pub challenges: Arc<Challenges>,
     /// What is at once now.
     pub load: Arc<Load>,
+    /// What proves names to authorities.
+    pub acme: Arc<acme::Challenges>,
     /// What was purged of the cache.
     pub cache: Arc<cache::Known>,
     /// What limits remember; there once there is a limit.
@@ -69,6 +72,7 @@ impl Memory {
             standing: Arc::default(),
             challenges: Arc::default(),
             load: Arc::default(),
+            acme: Arc::default(),
             cache: Arc::default(),
             ledger: OnceLock::new(),
             settled: OnceLock::new(),

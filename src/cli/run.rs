@@ -13,7 +13,7 @@ use crate::config::Paths;
 use crate::proxy::server;
 use crate::reload::Reloader;
 use crate::state::State;
-use crate::tasks::{bans, certificates, orders, probe, signals, watch};
+use crate::tasks::{acme, bans, certificates, orders, probe, signals, watch};
 
 /// What the demo adds to a plain run.
 #[derive(Default)]
@@ -80,6 +80,7 @@ async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, liste
     tokio::spawn(state.resolver.clone().refresh(state.clone()));
     tokio::spawn(probe::run(state.clone()));
     tokio::spawn(certificates::run(state.clone()));
+    tokio::spawn(acme::run(state.clone()));
     tokio::spawn(bans::run(state.clone(), state.orders.dir().map(Into::into), state.memory.known_ledger().is_some()));
     if let Some(cluster) = state.cluster.clone() {
         tokio::spawn(cluster.run(state.clone()));

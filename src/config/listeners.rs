@@ -6,7 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::units::{Address, Secret, Span};
+use super::units::{Address, HostPattern, Secret, Span};
 
 /// One address that clients connect to. HTTP/1.1, and HTTP/2 by prior knowledge or, over TLS, by ALPN.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
@@ -28,8 +28,12 @@ pub struct Listener {
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// The one for a client's name is shown to it; the first one to whoever asks for another name, or for none.
-    #[schemars(length(min = 1))]
+    #[serde(default)]
     pub certificates: Vec<Certificate>,
+    /// Certificates that are got and renewed by themselves (ACME, RFC 8555), beside these. Whoever sets it agrees to the
+    /// terms of service of the authority.
+    #[serde(default)]
+    pub acme: Option<Acme>,
     /// Which versions and ciphers: Mozilla's `intermediate` (TLS 1.2 and 1.3), or `modern` (TLS 1.3 alone).
     #[serde(default)]
     pub profile: Profile,
@@ -49,6 +53,31 @@ pub struct Certificate {
     /// A file with the authority's OCSP response, in DER, that is shown with it (stapled).
     #[serde(default)]
     pub ocsp: Option<PathBuf>,
+}
+
+/// Certificates from an authority that speaks ACME.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// Whom the authority may write to.
+    #[serde(default)]
+    pub email: Option<String>,
+    /// The URL of the authority's directory.
+    #[serde(default = "default_directory")]
+    pub directory: String,
+    /// A PEM file with the authority of the directory's own certificate. Those that the system knows by default.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// Each gets a certificate. All `hosts` of routes by default, but for wildcards.
+    #[serde(default)]
+    pub names: Vec<HostPattern>,
+    /// A folder for accounts, keys and certificates. Nodes that share it share them. `acme` in `state_dir` by default.
+    #[serde(default)]
+    pub storage: Option<PathBuf>,
+}
+
+fn default_directory() -> String {
+    "https://acme-v02.api.letsencrypt.org/directory".to_owned()
 }
 
 /// Versions and ciphers, by Mozilla's names.

@@ -30,7 +30,7 @@ pub use client::Client;
 pub use cluster::Cluster;
 pub use connections::Connections;
 pub use limits::Limits;
-pub use listeners::{AccessLog, Admin, Certificate, ClientAuth, Listener, Profile, Resolver, Shutdown, Tls};
+pub use listeners::{AccessLog, Acme, Admin, Certificate, ClientAuth, Listener, Profile, Resolver, Shutdown, Tls};
 pub use lists::{List, Source};
 pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
 pub use overload::{Adaptive, Class, Overload};

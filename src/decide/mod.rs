@@ -68,7 +68,7 @@ pub struct Decision {
     pub missed: bool,
     /// What waits for the body: see [`inspect`].
     pub later: Option<Later>,
-    /// A header for an answer of ours: where to go, or a cookie.
+    /// A header for an answer of ours: where to go, or a cookie; or what it proves.
     pub header: Option<HeaderValue>,
     /// What happens now.
     pub next: Next,
@@ -155,6 +155,9 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     };
     if let Some(fault) = facts.fault {
         return trail.refuse(Refusal::Faulty { fault }, None);
+    }
+    if let Some(proof) = snapshot.acme.answer(facts.path) {
+        return trail.refuse(Refusal::Proof, HeaderValue::from_str(&proof).ok());
     }
     if facts.misdirected {
         return trail.refuse(Refusal::Misdirected, None);

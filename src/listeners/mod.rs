@@ -1,5 +1,7 @@
 //! Where clients connect, and which certificate they are shown.
 
+pub mod acme;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use rustls::{CipherSuite, ServerConfig, SignatureAlgorithm};
 use smallvec::SmallVec;
 
 use crate::request::host_name;
+use acme::{Acme, Challenges, PROTOCOL};
 
 /// This long before a certificate expires the operator is told.
 pub const SOON: Duration = Duration::from_secs(21 * 24 * 60 * 60);
@@ -32,6 +35,8 @@ pub struct Tls {
     pub config: Arc<ServerConfig>,
     /// What is shown to whom.
     pub certificates: Arc<Certificates>,
+    /// Which of these are got by themselves.
+    pub acme: Option<Arc<Acme>>,
 }
 
 /// Names that a certificate is for.
@@ -58,6 +63,8 @@ pub struct Certificates {
     by_name: FxHashMap<Box<str>, Group>,
     /// For clients that ask for no name, or for one that is not here.
     default: Group,
+    /// For authorities that ask whether a name is ours.
+    challenges: Option<Arc<Challenges>>,
 }
 
 /// For one name: those that more clients can verify quickly (ECDSA, Ed25519) first.
@@ -93,7 +100,7 @@ pub fn asked(name: &str) -> String {
 
 impl Certificates {
     /// By the names of each; the first of `all` is the default, with those of the same names.
-    pub fn new(all: Vec<Arc<Certificate>>) -> Self {
+    pub fn new(all: Vec<Arc<Certificate>>, challenges: Option<Arc<Challenges>>) -> Self {
         let mut by_name: FxHashMap<Box<str>, Group> = HashMap::default();
         let mut default = Group::new();
         let same = |first: &Arc<Certificate>, one: &Arc<Certificate>| {
@@ -108,7 +115,7 @@ impl Certificates {
         for group in by_name.values_mut().chain([&mut default]) {
             group.sort_by_key(|certificate| certificate.key.key.algorithm() == SignatureAlgorithm::RSA);
         }
-        Self { all: all.into(), by_name, default }
+        Self { all: all.into(), by_name, default, challenges }
     }
 
     /// Those for a name: the name itself before a wildcard, and the default for all others.
@@ -133,6 +140,11 @@ impl Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().map(asked);
+        if let Some(challenges) = &self.challenges
+            && hello.alpn().is_some_and(|mut protocols| protocols.any(|protocol| protocol == PROTOCOL))
+        {
+            return challenges.certificate(name.as_deref()?);
+        }
         let group = self.group(name.as_deref());
         // If none suits the handshake fails, and says so in its own words.
         let chosen = group.iter().find(|certificate| certificate.suits(&hello)).or(group.first());

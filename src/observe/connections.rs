@@ -14,6 +14,7 @@ pub struct ConnectionMetrics {
     /// Connections that did not begin with who the client is, where they have to.
     pub unintroduced: IntCounter,
     faults: [IntCounter; Kind::ALL.len()],
+    orders: [IntCounter; 2],
 }
 
 /// How a handshake ended.
@@ -71,7 +72,19 @@ impl ConnectionMetrics {
         )?;
         registry.register(Box::new(faults.clone()))?;
         let faults = Kind::ALL.map(|kind| faults.with_label_values(&[kind.label()]));
-        Ok(Self { handshakes, expiry, unintroduced, faults })
+        let orders = IntCounterVec::new(
+            Opts::new("portolan_acme_orders_total", "Certificates that were asked for by themselves, by what became of it."),
+            &["result"],
+        )?;
+        registry.register(Box::new(orders.clone()))?;
+        let orders = ["failed", "ok"].map(|result| orders.with_label_values(&[result]));
+        Ok(Self { handshakes, expiry, unintroduced, faults, orders })
+    }
+
+    /// Counts a certificate that was asked for.
+    pub fn ordered(&self, got: bool) {
+        let [failed, ok] = &self.orders;
+        if got { ok.inc() } else { failed.inc() }
     }
 
     /// Counts a fault.

@@ -129,6 +129,9 @@ fn content(session: &Session, ctx: &Context, refusal: Refusal) -> Content {
             Content { kind: JSON, body: format!("{body}\n").into(), more: Vec::new() }
         }
         Refusal::Redirected { .. } => Content { more: earned().map(|to| (header::LOCATION, to)).into_iter().collect(), ..text() },
+        Refusal::Proof => {
+            Content { body: earned().map(|proof| Bytes::copy_from_slice(proof.as_bytes())).unwrap_or_default(), ..text() }
+        }
         Refusal::NotCached => {
             let told = Told {
                 status: Status::OnlyIfCached,

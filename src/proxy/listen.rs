@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use super::introduced::introduced;
 use super::stream::ClientStream;
 use crate::connections::Kind;
+use crate::listeners::acme::PROTOCOL;
 use crate::observe::connections::Handshake;
 use crate::state::{Live, State};
 
@@ -244,6 +245,10 @@ where
                     Err(_) => Handshake::TimedOut,
                 });
                 let Ok(Ok(stream)) = shaken else { return };
+                if stream.get_ref().1.alpn_protocol() == Some(PROTOCOL) {
+                    // An authority has seen what it came for (RFC 8737, section 3).
+                    return;
+                }
                 ClientStream::secured(stream, nth, peer, open)
             }
         };

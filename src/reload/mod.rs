@@ -1,6 +1,7 @@
 //! The reload machine: read -> same digest, stop -> compile -> boot settings differ, refuse -> resolve
 //! new names -> one swap -> drop what is gone. A failure before the swap changes nothing.
 
+mod certificates;
 mod gather;
 
 use std::hash::{Hash, Hasher};

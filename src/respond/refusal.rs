@@ -104,6 +104,8 @@ pub enum Refusal {
     },
     /// It should be answered from the cache, and there is nothing (RFC 9111, section 5.2.1.7).
     NotCached,
+    /// An authority asked whether a name is ours (RFC 8555, section 8.3).
+    Proof,
     /// A URL was purged.
     Purged,
     /// Whoever wants to purge has no token.
@@ -161,7 +163,7 @@ impl Refusal {
             Self::ChallengePassed { waited: true } => 303,
             Self::ChallengePassed { waited: false } => 204,
             Self::NotCached => 504,
-            Self::Purged => 200,
+            Self::Proof | Self::Purged => 200,
             Self::PurgeRefused => 403,
             Self::Internal => 500,
         }
@@ -196,7 +198,7 @@ impl Refusal {
             Self::LimitUnavailable => "Try again in a moment\n",
             Self::Challenged { .. } => "A challenge has to be passed first\n",
             Self::ChallengeFailed { .. } => "The challenge was not passed\n",
-            Self::ChallengePassed { .. } | Self::Redirected { .. } => "",
+            Self::ChallengePassed { .. } | Self::Redirected { .. } | Self::Proof => "",
             Self::NotCached => "It is not in the cache\n",
             Self::Purged => "Purged\n",
             Self::PurgeRefused => "Purging needs a token\n",
@@ -227,6 +229,7 @@ impl Refusal {
             | Self::ChallengeFailed { .. }
             | Self::Redirected { .. }
             | Self::NotCached
+            | Self::Proof
             | Self::Purged
             | Self::PurgeRefused
             | Self::Internal => None,
@@ -252,7 +255,7 @@ impl Refusal {
             }
             Self::LimitUnavailable => "proxy_internal_response",
             // Answers of ours, and no errors.
-            Self::ChallengePassed { .. } | Self::Redirected { .. } | Self::NotCached | Self::Purged => {
+            Self::ChallengePassed { .. } | Self::Redirected { .. } | Self::NotCached | Self::Proof | Self::Purged => {
                 return "portolan".to_owned();
             }
             Self::PurgeRefused => "http_request_denied",

@@ -12,6 +12,7 @@ use crate::config;
 use crate::config::problem::{KeyPath, Problem};
 use crate::config::units::Network;
 use crate::key_path;
+use crate::listeners::acme::{Acme, PROTOCOL};
 use crate::listeners::{Certificates, Listener, Tls};
 
 /// What is spoken inside, the better first (RFC 7301).
@@ -27,21 +28,31 @@ impl Compiler<'_> {
                 self.problems.push(problem.hint("name the proxies in `client.trusted_proxies`"));
             }
             let at = key_path!["listeners", i, "tls"];
-            let tls = tls.as_ref().and_then(|tls| self.tls(&at, &address.0.to_string(), tls));
+            let acme = self.resources.acme.get(&i).cloned();
+            let tls = tls.as_ref().and_then(|tls| self.tls(&at, &address.0.to_string(), tls, acme));
             Listener { tls, introduced: *proxy_protocol }
         });
         each.collect()
     }
 
     /// Nothing, where something is missing that was told of already.
-    fn tls(&mut self, at: &KeyPath, address: &str, tls: &config::Tls) -> Option<Tls> {
-        let config::Tls { certificates, profile, client_auth } = tls;
-        if certificates.is_empty() {
-            self.error(at.join("certificates"), "there is no certificate");
+    fn tls(&mut self, at: &KeyPath, address: &str, tls: &config::Tls, acme: Option<Arc<Acme>>) -> Option<Tls> {
+        let config::Tls { certificates, acme: asked, profile, client_auth } = tls;
+        if certificates.is_empty() && asked.is_none() {
+            let problem = Problem::error(at.join("certificates"), "there is no certificate");
+            self.problems.push(problem.hint("name files under `certificates`, or let them be got with `acme`"));
             return None;
         }
+        if asked.is_some() {
+            self.proven(&at.join("acme"), client_auth.as_ref(), acme.as_deref());
+        }
         let read = certificates.iter().map(|one| self.resources.certificates.get(one).cloned());
-        let certificates = Arc::new(Certificates::new(read.collect::<Option<_>>()?));
+        let mut all = read.collect::<Option<Vec<_>>>()?;
+        // Those that have not come yet are shown once they have.
+        let got = |name: &Box<str>| self.resources.certificates.get(&acme.as_ref()?.certificate(name)).cloned();
+        all.extend(acme.iter().flat_map(|acme| &acme.names).filter_map(got));
+        let challenges = acme.is_some().then(|| self.memory.acme.clone());
+        let certificates = Arc::new(Certificates::new(all, challenges));
         let mut roots = None;
         if let Some(config::ClientAuth { ca, optional }) = client_auth {
             let authorities = self.resources.authorities.get(ca)?;
@@ -73,6 +84,7 @@ impl Compiler<'_> {
             };
             let mut config = builder.with_cert_resolver(certificates.clone());
             config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+            config.alpn_protocols.extend(acme.as_ref().map(|_| PROTOCOL.to_vec()));
             match &tickets {
                 Some(tickets) => {
                     config.session_storage = tickets.sessions.clone();
@@ -88,11 +100,30 @@ impl Compiler<'_> {
             Ok(config)
         };
         match build() {
-            Ok(config) => Some(Tls { config: Arc::new(config), certificates }),
+            Ok(config) => Some(Tls { config: Arc::new(config), certificates, acme }),
             Err(error) => {
                 self.error(at.clone(), error);
                 None
             }
+        }
+    }
+
+    /// Can it work?
+    fn proven(&mut self, at: &KeyPath, client_auth: Option<&config::ClientAuth>, acme: Option<&Acme>) {
+        let Some(acme) = acme else {
+            let problem = Problem::error(at.clone(), "there is no folder for what is got");
+            return self.problems.push(problem.hint("set `storage`, or `state_dir`"));
+        };
+        if acme.names.is_empty() {
+            let problem = Problem::error(at.clone(), "there is no name to get a certificate for");
+            self.problems.push(problem.hint("list `names`, or give routes `hosts`; wildcards cannot be proven"));
+        }
+        if !acme.directory.starts_with("https://") {
+            self.error(at.join("directory"), "expected a URL that begins with `https://`");
+        }
+        if client_auth.is_some_and(|auth| !auth.optional) {
+            let message = "authorities show no certificate of their own, so names are proven over HTTP alone";
+            self.problems.push(Problem::warning(at.clone(), message).hint("have a listener without TLS on port 80"));
         }
     }
 }

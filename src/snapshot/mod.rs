@@ -24,6 +24,7 @@ use crate::config::{self, Config, Problem};
 use crate::connections::Policy;
 use crate::key_path;
 use crate::limits::Limits;
+use crate::listeners::acme::Acme;
 use crate::listeners::{Certificate, Listener};
 use crate::lists::{Lists, Told};
 use crate::memory::Memory;
@@ -48,6 +49,8 @@ pub struct Resources {
     pub secrets: Secrets,
     /// What lists tell, by their names.
     pub lists: HashMap<String, Arc<Told>>,
+    /// What is got by itself, by the listener's position.
+    pub acme: HashMap<usize, Arc<Acme>>,
     /// Certificates for clients.
     pub certificates: HashMap<config::Certificate, Arc<Certificate>>,
 }
@@ -71,6 +74,8 @@ pub struct Snapshot {
     pub lists: Lists,
     /// What clients did lately.
     pub standing: Arc<Standing>,
+    /// What proves names to authorities that speak ACME.
+    pub acme: Arc<crate::listeners::acme::Challenges>,
     /// Challenges that were made and answered.
     pub challenges: Arc<Challenges>,
     /// What is rewritten, and who is sent elsewhere.
@@ -233,6 +238,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         secrets: resources.secrets.clone(),
         lists: compiler.lists,
         standing: memory.standing.clone(),
+        acme: memory.acme.clone(),
         challenges: memory.challenges.clone(),
         transforms,
         waf,

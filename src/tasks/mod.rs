@@ -1,5 +1,6 @@
 //! Work in the background: I/O that no request waits for.
 
+pub mod acme;
 pub mod bans;
 pub mod certificates;
 pub mod cluster;

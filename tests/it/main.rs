@@ -8,6 +8,7 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod acme;
 mod cache;
 mod cache_races;
 mod challenge;

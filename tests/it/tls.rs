@@ -95,7 +95,7 @@ impl ServerCertVerifier for Credulous {
     }
 }
 
-const BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+pub const BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 fn verifier(schemes: &[SignatureScheme]) -> Arc<Credulous> {
     let all = default_provider().signature_verification_algorithms.supported_schemes();
@@ -123,6 +123,14 @@ async fn connect(edge: &Portolan, config: &Arc<ClientConfig>, name: &str) -> std
     let stream = TcpStream::connect(edge.address).await.unwrap();
     let name = ServerName::try_from(name.to_owned()).unwrap();
     tokio_rustls::TlsConnector::from(config.clone()).connect(name, stream).await
+}
+
+/// Which certificate is shown for a name on this connection.
+pub async fn shown_at(stream: TcpStream, name: &str, versions: &[&'static SupportedProtocolVersion]) -> std::io::Result<Vec<u8>> {
+    let verifier = verifier(&[]);
+    let config = Arc::new(client(&verifier, versions, None));
+    tokio_rustls::TlsConnector::from(config).connect(ServerName::try_from(name.to_owned()).unwrap(), stream).await?;
+    Ok(verifier.seen.lock().unwrap().0.clone())
 }
 
 /// One request, and all of the answer.
