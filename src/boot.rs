@@ -17,13 +17,15 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::metrics::Metrics;
 use crate::orders::{self, Orders};
 use crate::proxy::listen;
+use crate::proxy::server::Sockets;
 use crate::proxy::store::{self, Store};
 use crate::reload::{Known, Reloader, build, start};
 use crate::signing::Key;
-use crate::state::{Live, State};
+use crate::state::{Leaving, Live, State};
 use crate::tasks::bans;
 use crate::tasks::cluster::Cluster;
 use crate::tasks::dns::Resolver;
+use crate::tasks::upgrade::{self, Taken};
 
 /// A process that is ready to serve.
 #[derive(Debug)]
@@ -38,6 +40,10 @@ pub struct Booted {
     pub listeners: Vec<std::net::TcpListener>,
     /// Bound.
     pub admin_listener: std::net::TcpListener,
+    /// What may be handed to the next process.
+    pub sockets: Sockets,
+    /// Of the process before this one, which waits to hear that this one serves.
+    pub taken: Option<Taken>,
     /// Warnings of the configuration.
     pub warnings: Vec<Problem>,
 }
@@ -80,6 +86,9 @@ pub enum Refused {
         /// What the system says.
         error: io::Error,
     },
+    /// The running process did not hand its sockets over.
+    #[error("there is no upgrade: {0}")]
+    Upgrade(io::Error),
     /// The cluster's Redis cannot even be named.
     #[error("cluster.redis: {0}")]
     Cluster(redis::RedisError),
@@ -88,8 +97,9 @@ pub enum Refused {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Reads the configuration, binds every address and opens the access log. Blocks on disk.
-pub fn boot(paths: Paths) -> Result<Booted, Refused> {
+/// Reads the configuration, binds every address and opens the access log. Blocks on disk. With `upgrade` the running
+/// process is waited for, and its sockets are taken.
+pub fn boot(paths: Paths, upgrade: bool) -> Result<Booted, Refused> {
     // The key comes from the configuration that is read on top of it, so the file is read first of all.
     let early = config::load(&paths).map_err(|f| Refused::Problems(f.problems))?;
     // A file with problems is refused below; until then nothing of it is believed.
@@ -100,6 +110,15 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
     let secret = orders::secret(secret, dir.as_deref()).map_err(kept)?;
     let memory = Arc::new(Memory::new(Key::new(&secret)));
     let built = build(&paths, &Known::default(), &memory).map_err(|f| Refused::Problems(f.problems))?;
+    let path = built.config.upgrade_socket.as_deref().map(|path| paths.resolve(path));
+    // From here on that process has let go of what only one may have.
+    let mut taken = match (upgrade, &path) {
+        (false, _) => None,
+        (true, None) => {
+            return Err(Refused::Upgrade(io::Error::other("set `upgrade_socket`, for this process and the running one")));
+        }
+        (true, Some(path)) => Some(upgrade::take(path).map_err(Refused::Upgrade)?),
+    };
     let orders = Orders::open(dir.clone(), &memory).map_err(kept)?;
     if let (Some(dir), Some(ledger)) = (&dir, memory.known_ledger()) {
         let restored = bans::restore(dir, &ledger).map_err(kept)?;
@@ -109,10 +128,18 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
     }
     let resolver = Resolver::new(built.config.resolver.servers.iter().map(|a| a.0).collect());
     let cluster = built.config.cluster.as_ref().map(Cluster::new).transpose().map_err(Refused::Cluster)?.map(Arc::new);
-    let bind = |address| listen::bind(address).map_err(|error| Refused::Listen { address, error });
+    let mut all = Vec::new();
+    let mut bind = |address: SocketAddr| {
+        let refused = |error| Refused::Listen { address, error };
+        let given = taken.as_mut().and_then(|taken| taken.socket(&address.to_string()));
+        let listener = given.map_or_else(|| listen::bind(address), Ok).map_err(refused)?;
+        all.push((address.to_string(), listener.try_clone().map_err(refused)?));
+        Ok::<_, Refused>(listener)
+    };
     let listeners = built.config.listeners.iter().map(|l| bind(l.address.0)).collect::<Result<_, _>>()?;
     let settings = built.config.admin.clone();
     let admin_listener = bind(settings.address.0)?;
+    let sockets = Sockets { path, all, let_go };
     let metrics = Metrics::new()?;
     let config::Cache { memory: cache_memory, disk, .. } = &built.config.cache;
     let disk = disk.as_ref().map(|disk| (paths.resolve(&disk.path), disk.size.0));
@@ -138,8 +165,24 @@ pub fn boot(paths: Paths) -> Result<Booted, Refused> {
         orders,
         store,
         cluster,
+        leaving: Leaving::default(),
     });
     let reloader = Reloader::new(paths, state.clone(), first);
     let admin = Admin::new(state.clone(), reloader.clone(), settings);
-    Ok(Booted { state, reloader, admin, listeners, admin_listener, warnings })
+    Ok(Booted { state, reloader, admin, listeners, admin_listener, sockets, taken, warnings })
+}
+
+/// What only one process may have: files in `state_dir`, and the cache's folder. Blocks.
+fn let_go(state: &State) {
+    save_bans(state);
+    state.store.close();
+}
+
+/// Writes down who is refused for a while. Blocks.
+pub fn save_bans(state: &State) {
+    if let (Some(dir), Some(ledger)) = (state.orders.dir(), state.memory.known_ledger())
+        && let Err(error) = bans::save(dir, &ledger)
+    {
+        tracing::error!(%error, "penalties cannot be written to state_dir");
+    }
 }

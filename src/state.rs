@@ -2,9 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use event_listener::Event;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
@@ -89,6 +92,36 @@ pub struct State {
     pub store: &'static Store,
     /// Other nodes, if there may be any.
     pub cluster: Option<Arc<Cluster>>,
+    /// Somebody else serves from now on.
+    pub leaving: Leaving,
+}
+
+/// Another process has taken this one's sockets.
+#[derive(Debug, Default)]
+pub struct Leaving {
+    flag: AtomicBool,
+    told: Event,
+}
+
+impl Leaving {
+    /// Does somebody else serve new connections?
+    pub fn now(&self) -> bool {
+        self.flag.load(Relaxed)
+    }
+
+    /// From here on.
+    pub fn begin(&self) {
+        self.flag.store(true, Relaxed);
+        self.told.notify(usize::MAX);
+    }
+
+    /// Waits until then.
+    pub async fn begun(&self) {
+        let told = self.told.listen();
+        if !self.now() {
+            told.await;
+        }
+    }
 }
 
 impl State {

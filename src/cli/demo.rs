@@ -57,7 +57,7 @@ impl Demo {
             .route("/_demo/restore/{region}", any(restore))
             .with_state(origins.clone());
         let work = move || origins.start_all();
-        run::run(paths, run::Extra { admin, work: Some(Box::new(work)), ready: Some(welcome) })
+        run::run(paths, false, run::Extra { admin, work: Some(Box::new(work)), ready: Some(welcome) })
     }
 }
 

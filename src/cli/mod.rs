@@ -56,8 +56,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM; SIGHUP reloads
-    Run(ConfigArgs),
+    /// Serve until SIGTERM; SIGHUP reloads, SIGQUIT hands the sockets to the next process
+    Run(Run),
     /// Start five small regional origins and a proxy before them, and say what to try
     Demo(demo::Demo),
     /// Say every problem of a configuration, each with its place and a hint
@@ -91,6 +91,15 @@ struct ConfigArgs {
     env: Option<String>,
 }
 
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Take the sockets of the running process: wait at `upgrade_socket` until it gets SIGQUIT
+    #[arg(long)]
+    upgrade: bool,
+}
+
 impl ConfigArgs {
     fn paths(self) -> Paths {
         Paths { file: self.config, environment: self.env }
@@ -119,7 +128,7 @@ fn command() -> anyhow::Result<Exit> {
         }
     };
     match cli.command {
-        Command::Run(args) => run::run(args.paths(), run::Extra::default()),
+        Command::Run(run) => run::run(run.config.paths(), run.upgrade, run::Extra::default()),
         Command::Demo(demo) => demo.run(),
         Command::Check(check) => check.run(),
         Command::Explain(explain) => explain.run(),

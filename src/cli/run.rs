@@ -8,11 +8,12 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Exit, print_problems};
 use crate::admin::Admin;
-use crate::boot::{Booted, Refused, boot};
+use crate::boot::{Booted, Refused, boot, save_bans};
 use crate::config::Paths;
 use crate::proxy::server;
 use crate::reload::Reloader;
 use crate::state::State;
+use crate::tasks::upgrade::Taken;
 use crate::tasks::{acme, bans, certificates, orders, probe, signals, watch};
 
 /// What the demo adds to a plain run.
@@ -26,9 +27,10 @@ pub struct Extra {
     pub ready: Option<fn(listeners: &[SocketAddr], admin: SocketAddr)>,
 }
 
-pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
+/// Serves until a signal. `upgrade`: with the sockets of the process that runs already.
+pub fn run(paths: Paths, upgrade: bool, extra: Extra) -> anyhow::Result<Exit> {
     log_to_stderr();
-    let Booted { state, reloader, admin, listeners, admin_listener, warnings } = match boot(paths) {
+    let booted = match boot(paths, upgrade) {
         Ok(booted) => booted,
         Err(Refused::Problems(problems)) => {
             print_problems(&problems);
@@ -40,17 +42,20 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
             | Refused::AccessLog { .. }
             | Refused::StateDir { .. }
             | Refused::CacheDisk { .. }
+            | Refused::Upgrade(_)
             | Refused::Cluster(_)),
         ) => {
             eprintln!("error: {refused}");
             return Ok(Exit::User);
         }
     };
+    let Booted { state, reloader, admin, listeners, admin_listener, sockets, taken, warnings } = booted;
     print_problems(&warnings);
     let stops = signals::stops()?;
     let resolving = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     resolving.block_on(async {
-        signals::catch()?;
+        // Caught it stays, whoever listens.
+        drop(signals::catch()?);
         state.resolver.resolve_new(&state.memory.upstreams()).await;
         Ok::<_, std::io::Error>(())
     })?;
@@ -65,12 +70,15 @@ pub fn run(paths: Paths, extra: Extra) -> anyhow::Result<Exit> {
     }
     let background = state.clone();
     let ended = state.clone();
-    server::run(state, listeners, stops, move || control(background, reloader, admin, admin_listener, extra))?;
-    // What began in the last second.
-    if let (Some(dir), Some(ledger)) = (ended.orders.dir(), ended.memory.known_ledger())
-        && let Err(error) = bans::save(dir, &ledger)
-    {
-        tracing::error!(%error, "penalties cannot be written to state_dir");
+    server::run(state, listeners, stops, sockets, move || {
+        if let Some(Err(error)) = taken.map(Taken::serving) {
+            tracing::error!(%error, "the process before this one does not hear that this one serves");
+        }
+        control(background, reloader, admin, admin_listener, extra)
+    })?;
+    // What began in the last second; what another process has is its own.
+    if !ended.leaving.now() {
+        save_bans(&ended);
     }
     Ok(Exit::Done)
 }
@@ -85,13 +93,18 @@ async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, liste
     if let Some(cluster) = state.cluster.clone() {
         tokio::spawn(cluster.run(state.clone()));
     }
+    let leaving = state.clone();
     tokio::spawn(orders::run(state));
     tokio::spawn(signals::act(reloader.clone()));
     tokio::spawn(watch::watch(reloader));
     if let Some(begin) = extra.work {
         begin();
     }
-    let served = async { axum::serve(tokio::net::TcpListener::from_std(listener)?, admin.router(extra.admin)).await };
+    let left = async move { leaving.leaving.begun().await };
+    let served = async {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        axum::serve(listener, admin.router(extra.admin)).with_graceful_shutdown(left).await
+    };
     if let Err(error) = served.await {
         tracing::error!(%error, "the admin address is lost");
     }

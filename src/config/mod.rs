@@ -103,6 +103,9 @@ pub struct Config {
     /// A folder of Portolan's own: drained and evacuated regions survive a restart there. A change needs a restart.
     #[serde(default)]
     pub state_dir: Option<std::path::PathBuf>,
+    /// Where `portolan run --upgrade` waits for the sockets of the running process. A change needs a restart.
+    #[serde(default)]
+    pub upgrade_socket: Option<std::path::PathBuf>,
     /// Signs cookies. By default made at random, and kept in `state_dir` where there is one. A change needs a restart.
     #[serde(default)]
     pub secret: Option<units::Secret>,

@@ -399,7 +399,10 @@ impl ProxyHttp for Edge {
             return Ok(());
         }
         // After an error the engine closes the connection, whatever it was answered with.
-        if session.is_process_shutting_down() || ctx.caching.as_ref().is_some_and(|caching| caching.fails) {
+        if session.is_process_shutting_down()
+            || self.state.leaving.now()
+            || ctx.caching.as_ref().is_some_and(|caching| caching.fails)
+        {
             session.set_keepalive(None);
         }
         response.insert_header(REQUEST_ID, &ctx.request_id)?;

@@ -32,6 +32,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client that connects and says nothing is let go after this long.
 const FIRST_BYTE: Duration = Duration::from_secs(60);
 
+/// How long idle connections are kept for clients that do not know yet that another process serves.
+const LAST_CALL: Duration = Duration::from_secs(5);
+
 /// Files that are neither a client's nor an upstream's connection: logs, databases, the admin side.
 const OTHER_FILES: u64 = 128;
 
@@ -41,6 +44,8 @@ pub struct Connections {
     state: Arc<State>,
     open: Arc<watch::Sender<usize>>,
     drain: watch::Sender<bool>,
+    /// Those that wait for their next request have nothing to wait for.
+    close: watch::Sender<bool>,
     /// Where `overload.max_connections` is not set.
     most: usize,
 }
@@ -68,7 +73,13 @@ impl Connections {
     pub fn new(state: Arc<State>) -> Self {
         // A client's connection needs another one, to an upstream.
         let most = usize::try_from(files().saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX).max(1);
-        Self { state, open: Arc::new(watch::Sender::new(0)), drain: watch::Sender::new(false), most }
+        Self {
+            state,
+            open: Arc::new(watch::Sender::new(0)),
+            drain: watch::Sender::new(false),
+            close: watch::Sender::new(false),
+            most,
+        }
     }
 
     /// One more, unless there are too many. Each thread accepts for itself: in a rush a few more may get in.
@@ -86,9 +97,25 @@ impl Connections {
         open.is_for(peer).then_some(open)
     }
 
-    /// No new connections from now on; open ones end after their request.
+    /// No new connections from now on; open ones end after their request, and idle ones at once.
     pub fn drain(&self) {
         self.drain.send_replace(true);
+        self.close.send_replace(true);
+    }
+
+    /// No new connections from now on, for somebody else takes them. Idle ones have some time left for a last request:
+    /// a client may be about to send it.
+    pub async fn hand_over(&self) {
+        self.state.leaving.begin();
+        self.drain.send_replace(true);
+        let _ = tokio::time::timeout(LAST_CALL, self.idle()).await;
+        self.close.send_replace(true);
+    }
+
+    /// Returns once idle connections are closed.
+    pub async fn closing(&self) {
+        // The sender lives as long as self, so the wait ends only with true.
+        let _ = self.close.subscribe().wait_for(|closes| *closes).await;
     }
 
     /// A watch that turns true when draining begins.
@@ -200,7 +227,9 @@ where
     // Whoever finds no room is told at once: a connection that nobody answers would wait for nothing.
     let Some(mut open) = connections.open(peer.ip()) else { return };
     let (app, state) = (app.clone(), connections.state.clone());
-    let mut draining = connections.draining();
+    let draining = connections.draining();
+    // Who was accepted is served, until idle connections are closed.
+    let mut closing = connections.close.subscribe();
     pingora_runtime::current_handle().spawn(async move {
         // The certificates of now: a reload brings others.
         let live = state.live.load_full();
@@ -213,7 +242,7 @@ where
             let known = tokio::select! {
                 biased;
                 known = timeout_at(deadline, client(&mut tcp, peer, &live)) => known,
-                _ = draining.wait_for(|d| *d) => return,
+                _ = closing.wait_for(|d| *d) => return,
             };
             drop(live);
             match known {
@@ -234,7 +263,7 @@ where
                 let shaken = tokio::select! {
                     biased;
                     shaken = timeout_at(deadline, TlsAcceptor::from(config).accept(tcp)) => shaken,
-                    _ = draining.wait_for(|d| *d) => return,
+                    _ = closing.wait_for(|d| *d) => return,
                 };
                 state.metrics.connection.handshake(match &shaken {
                     Ok(Ok(_)) => Handshake::Done,
@@ -256,7 +285,7 @@ where
         let begins = tokio::select! {
             biased;
             began = stream.began(policy) => began,
-            _ = draining.wait_for(|d| *d) => false,
+            _ = closing.wait_for(|d| *d) => false,
             _ = tokio::time::sleep(FIRST_BYTE) => false,
         };
         if begins {

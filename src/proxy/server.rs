@@ -1,5 +1,7 @@
 //! The process around the proxy: runtimes, listeners, signals.
 
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -16,6 +18,7 @@ use super::Edge;
 use super::listen::{Connections, accept};
 use crate::state::State;
 use crate::tasks::signals::Stops;
+use crate::tasks::upgrade;
 use crate::upstream::plan::MAX_TRIES;
 
 /// Tries of one request that Pingora may loop through; the plan stops earlier.
@@ -74,7 +77,7 @@ impl Service for DataPlane {
             // Accept loops end by draining; a panic in one was reported where it happened.
             let _ = accepting.await;
         }
-        // Connections that wait for their next request have nothing to wait for now.
+        self.connections.closing().await;
         self.app.http_cleanup().await;
     }
 
@@ -112,26 +115,74 @@ where
 }
 
 /// SIGTERM and SIGINT drain and stop: at once when idle, at the latest after `shutdown.grace`; a second
-/// SIGINT stops without waiting.
+/// SIGINT stops without waiting. SIGQUIT does the same once another process serves.
 struct Stop {
     state: Arc<State>,
     connections: Connections,
     stops: watch::Receiver<Stops>,
+    sockets: Arc<Sockets>,
+}
+
+/// What may be handed to another process.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Where that waits.
+    pub path: Option<PathBuf>,
+    /// Those of listeners and of the admin side, by the address that the configuration has.
+    pub all: Vec<(String, std::net::TcpListener)>,
+    /// Called before they are handed over: what only one process may have is let go of.
+    pub let_go: fn(&State),
+}
+
+impl Stop {
+    /// Hands the sockets over; whether another process serves now.
+    async fn hand_over(&self) -> bool {
+        let (sockets, state) = (self.sockets.clone(), self.state.clone());
+        let given = tokio::task::spawn_blocking(move || {
+            let Some(path) = &sockets.path else { return Err(std::io::Error::other("there is no `upgrade_socket`")) };
+            (sockets.let_go)(&state);
+            let all: Vec<_> = sockets.all.iter().map(|(address, socket)| (address.clone(), socket.as_fd())).collect();
+            upgrade::give(path, &all)
+        });
+        match given.await.map_err(std::io::Error::other).and_then(|given| given) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "the sockets were not handed over; going on");
+                false
+            }
+        }
+    }
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Stop {
     async fn recv(&self) -> ShutdownSignal {
         let mut stops = self.stops.clone();
-        if stops.wait_for(|stops| stops.asked).await.is_err() {
-            tracing::error!("signals cannot be received any more");
-            return ShutdownSignal::FastShutdown;
-        }
+        let mut handed = 0;
+        let over = loop {
+            match stops.wait_for(|stops| stops.asked || stops.handovers != handed).await.map(|stops| *stops) {
+                Ok(stops) if stops.asked => break false,
+                Ok(stops) => handed = stops.handovers,
+                Err(_) => {
+                    tracing::error!("signals cannot be received any more");
+                    return ShutdownSignal::FastShutdown;
+                }
+            }
+            if self.hand_over().await {
+                break true;
+            }
+        };
         let grace = self.state.live.load().snapshot.grace;
-        tracing::info!(connections = self.connections.count(), ?grace, "draining");
-        self.connections.drain();
+        tracing::info!(connections = self.connections.count(), ?grace, handed_over = over, "draining");
+        let drained = async {
+            match over {
+                true => self.connections.hand_over().await,
+                false => self.connections.drain(),
+            }
+            self.connections.idle().await
+        };
         tokio::select! {
-            _ = self.connections.idle() => tracing::info!("every request is done"),
+            _ = drained => tracing::info!("every request is done"),
             _ = tokio::time::sleep(grace) => {
                 tracing::warn!(connections = self.connections.count(), "the grace period is over");
             }
@@ -146,6 +197,7 @@ pub fn run<W>(
     state: Arc<State>,
     listeners: Vec<std::net::TcpListener>,
     stops: watch::Receiver<Stops>,
+    sockets: Sockets,
     control: impl FnOnce() -> W + Send + Sync + 'static,
 ) -> std::io::Result<()>
 where
@@ -162,7 +214,8 @@ where
     }
     drop(listeners);
     server.add_service(ControlPlane(Some(control)));
-    server.run(RunArgs { shutdown_signal: Box::new(Stop { state: state.clone(), connections, stops }) });
+    let stop = Stop { state: state.clone(), connections, stops, sockets: Arc::new(sockets) };
+    server.run(RunArgs { shutdown_signal: Box::new(stop) });
     state.store.close();
     // Runtimes are gone; what their last requests logged is not.
     state.access_log.close();

@@ -146,6 +146,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         shutdown,
         resolver: _,
         state_dir: _,
+        upgrade_socket: _,
         secret,
     } = config;
     let mut compiler = Compiler {

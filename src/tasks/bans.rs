@@ -77,6 +77,10 @@ pub fn restore(dir: &Path, ledger: &Ledger) -> io::Result<usize> {
 pub async fn run(state: Arc<State>, dir: Option<std::path::PathBuf>, mut restored: bool) {
     let mut failed = false;
     loop {
+        if state.leaving.now() {
+            // They are somebody else's now.
+            return;
+        }
         let Some(ledger) = state.memory.known_ledger() else {
             tokio::time::sleep(PAUSE).await;
             continue;

@@ -8,4 +8,5 @@ pub mod dns;
 pub mod orders;
 pub mod probe;
 pub mod signals;
+pub mod upgrade;
 pub mod watch;

@@ -1,4 +1,4 @@
-//! SIGHUP reloads, SIGQUIT is kept from killing. SIGTERM and SIGINT are told to `proxy::server`.
+//! SIGHUP reloads. SIGTERM, SIGINT and SIGQUIT are told to `proxy::server`.
 
 use std::sync::Arc;
 
@@ -7,23 +7,25 @@ use tokio::sync::watch;
 
 use crate::reload::Reloader;
 
-/// What SIGTERM and SIGINT asked for so far.
+/// What SIGTERM, SIGINT and SIGQUIT asked for so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stops {
     /// To drain and stop.
     pub asked: bool,
     /// And then not to wait any longer.
     pub at_once: bool,
+    /// So many times to hand the sockets to another process.
+    pub handovers: u32,
 }
 
-/// Receives SIGTERM and SIGINT from now on, on a thread of its own: whoever has read that the process serves may
+/// Receives SIGTERM, SIGINT and SIGQUIT from now on, on a thread of its own: whoever has read that the process serves may
 /// send one, before the server is there to wait for it.
 pub fn stops() -> std::io::Result<watch::Receiver<Stops>> {
     let (tell, told) = watch::channel(Stops::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut term, mut int) = {
+    let (mut term, mut int, mut quit) = {
         let _inside = runtime.enter();
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?)
     };
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async move {
@@ -31,6 +33,10 @@ pub fn stops() -> std::io::Result<watch::Receiver<Stops>> {
                 let interrupt = tokio::select! {
                     Some(()) = term.recv() => false,
                     Some(()) = int.recv() => true,
+                    Some(()) = quit.recv() => {
+                        tell.send_modify(|stops| stops.handovers = stops.handovers.wrapping_add(1));
+                        continue;
+                    }
                     else => return,
                 };
                 tell.send_modify(|stops| {
@@ -43,37 +49,23 @@ pub fn stops() -> std::io::Result<watch::Receiver<Stops>> {
     Ok(told)
 }
 
-/// Signals whose default is to end the process, caught. They are caught before the process says that it
-/// serves: whoever has read that may send one.
-#[derive(Debug)]
-pub struct Caught {
-    hangup: Signal,
-    quit: Signal,
-}
-
-/// Catches them. Needs a runtime; the catching outlives it, the receiving does not.
-pub fn catch() -> std::io::Result<Caught> {
-    Ok(Caught { hangup: signal(SignalKind::hangup())?, quit: signal(SignalKind::quit())? })
+/// Catches SIGHUP, whose default is to end the process: before it says that it serves, for whoever has read that may send
+/// one. Needs a runtime; the catching outlives it, the receiving does not.
+pub fn catch() -> std::io::Result<Signal> {
+    signal(SignalKind::hangup())
 }
 
 /// Reloads at every SIGHUP, for ever.
 pub async fn act(reloader: Arc<Reloader>) {
-    let mut caught = match catch() {
-        Ok(caught) => caught,
+    let mut hangup = match catch() {
+        Ok(hangup) => hangup,
         Err(error) => {
             tracing::error!(%error, "signals cannot be received");
             return;
         }
     };
-    loop {
-        tokio::select! {
-            Some(()) = caught.hangup.recv() => {
-                // The reloader itself reports how it went.
-                let _ = reloader.reload("signal").await;
-            }
-            Some(()) = caught.quit.recv() => {
-                tracing::warn!("handing the sockets to another process (SIGQUIT) is not in this version; going on");
-            }
-        }
+    while let Some(()) = hangup.recv().await {
+        // The reloader itself reports how it went.
+        let _ = reloader.reload("signal").await;
     }
 }

@@ -335,8 +335,8 @@ impl Portolan {
     /// Starts it with the portolan.yaml of `dir`.
     pub async fn in_dir(dir: TempDir) -> Self {
         let paths = Paths { file: dir.path().join("portolan.yaml"), environment: None };
-        let booted = tokio::task::spawn_blocking(move || boot(paths)).await.unwrap();
-        let Booted { state, reloader, admin, listeners, admin_listener, warnings: _ } = match booted {
+        let booted = tokio::task::spawn_blocking(move || boot(paths, false)).await.unwrap();
+        let Booted { state, reloader, admin, listeners, admin_listener, .. } = match booted {
             Ok(booted) => booted,
             Err(portolan::boot::Refused::Problems(problems)) => {
                 panic!("{}", problems.iter().map(|p| p.render(false)).collect::<Vec<_>>().join("\n"))

@@ -33,4 +33,5 @@ mod replay;
 mod streaming;
 mod tls;
 mod transforms;
+mod upgrade;
 mod waf;

@@ -29,8 +29,14 @@ impl Program {
 
     /// Starts `portolan COMMAND` with the file of `dir`.
     pub async fn start(command: &str, dir: tempfile::TempDir, file: &str) -> Self {
+        Self::begin(&[command], dir, file).await.serving().await
+    }
+
+    /// The same, and returns before it serves.
+    pub async fn begin(command: &[&str], dir: tempfile::TempDir, file: &str) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_portolan"))
-            .args([command, "--config"])
+            .args(command)
+            .arg("--config")
             .arg(dir.path().join(file))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -43,13 +49,17 @@ impl Program {
                 theirs.lock().push_str(&format!("{line}\n"));
             }
         });
-        let mut program =
-            Self { child, address: "0.0.0.0:0".parse().unwrap(), admin: "0.0.0.0:0".parse().unwrap(), dir, log, reader };
+        Self { child, address: "0.0.0.0:0".parse().unwrap(), admin: "0.0.0.0:0".parse().unwrap(), dir, log, reader }
+    }
+
+    /// Waits until it serves.
+    pub async fn serving(mut self) -> Self {
+        let program = &mut self;
         program.said("serving").await;
         let line = program.log.lock().lines().find(|l| l.contains("serving")).unwrap().to_owned();
         let after = |key: &str| line.split(key).nth(1).unwrap().split([']', ' ']).next().unwrap().parse().unwrap();
         (program.address, program.admin) = (after("listeners=["), after("admin="));
-        program
+        self
     }
 
     /// Waits until the log says `text`.
@@ -170,7 +180,7 @@ async fn sighup_reloads() {
     let mut program = Program::run(&to(&one.url())).await;
     assert_eq!(send(program.address, "GET", "/", &[], b"").await.text(), "one");
     replace(&program.dir.path().join("portolan.yaml"), &whole(&to(&two.url())));
-    // Without a hand-over in this version SIGQUIT at least does no harm.
+    // Without a process that waits for its sockets SIGQUIT does no harm.
     program.signal("QUIT");
     program.signal("HUP");
     program.said("configuration reloaded").await;

@@ -642,7 +642,7 @@ fn what_cannot_be_used_is_told_at_its_place() {
         );
         std::fs::write(dir.path().join("portolan.yaml"), yaml).unwrap();
         let paths = portolan::config::Paths { file: dir.path().join("portolan.yaml"), environment: None };
-        match portolan::boot::boot(paths) {
+        match portolan::boot::boot(paths, false) {
             Err(portolan::boot::Refused::Problems(problems)) => {
                 let errors: Vec<String> = problems.iter().filter(|p| p.is_error()).map(|p| p.render(false)).collect();
                 assert!(errors.len() == 1 && errors[0].contains(at.rsplit('.').next().unwrap()), "{tls} {errors:?}");
