@@ -42,7 +42,7 @@ impl Demo {
         };
         let mut regions = HashMap::new();
         for (name, region) in &loaded.config.regions {
-            let url = region.upstreams.first().map(|u| u.options().url).context("a region has no upstream")?;
+            let url = region.upstreams.first().and_then(|u| u.options().url).context("a region has no upstream")?;
             let address = loopback(&url)?;
             // A port that is taken is told before anything starts.
             let Ok(listener) = listen::bind(address) else {

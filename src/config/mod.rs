@@ -36,10 +36,10 @@ pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
 pub use overload::{Adaptive, Class, Overload};
 pub use problem::{Problem, Severity};
 pub use regions::{
-    Affinity, AffinityFailover, Balance, BalancePolicy, CheckKind, CheckMethod, HashBy, HashField, HealthCheck, Location, Queue,
-    Region, Upstream, UpstreamOptions, UpstreamTls,
+    Affinity, AffinityFailover, Balance, BalancePolicy, CheckKind, CheckMethod, Files, HashBy, HashField, HealthCheck, Location,
+    ProxyVersion, Queue, Region, Upstream, UpstreamOptions, UpstreamTls,
 };
-pub use routes::{Hsts, Https, OneOrMany, Policy, Retry, RetryBudget, Route, Steering, Timeouts};
+pub use routes::{Coding, Compression, Hsts, Https, OneOrMany, Policy, Retry, RetryBudget, Route, Steering, Timeouts};
 pub use transforms::{HeaderEdits, Redirect, Transform};
 use units::Name;
 pub use waf::Waf;

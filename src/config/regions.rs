@@ -80,7 +80,15 @@ pub enum Upstream {
 pub struct UpstreamOptions {
     /// `http://`, `https://` or `h2c://`, a host and a port; or `unix:/path`. Names are resolved again as their
     /// TTL says; a name that begins with `_` is a service (SRV).
-    pub url: UpstreamUrl,
+    #[serde(default)]
+    pub url: Option<UpstreamUrl>,
+    /// In place of `url`: files of a folder of this machine.
+    #[serde(default)]
+    pub files: Option<Files>,
+    /// Connections to it begin with who the client is (PROXY protocol). They are not shared between clients then. It does
+    /// not, by default.
+    #[serde(default)]
+    pub proxy_protocol: Option<ProxyVersion>,
     /// Its share of the region's requests.
     #[serde(default = "default_weight")]
     #[schemars(range(min = 1, max = 100))]
@@ -102,6 +110,32 @@ pub struct UpstreamOptions {
     /// How an `https://` upstream is verified.
     #[serde(default)]
     pub tls: UpstreamTls,
+}
+
+/// A folder whose files are served: with ETag, Last-Modified and ranges, and compressed where `page.html.zst`, `.br` or `.gz`
+/// stands beside `page.html`. Names that begin with a dot are not there, but for `.well-known`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// The folder.
+    pub root: PathBuf,
+    /// `index.html` of a folder is served in its place.
+    #[serde(default = "yes")]
+    pub index: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyVersion {
+    /// Text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 fn default_weight() -> u32 {
@@ -131,7 +165,9 @@ impl Upstream {
     pub fn options(&self) -> UpstreamOptions {
         match self {
             Self::Url(url) => UpstreamOptions {
-                url: url.clone(),
+                url: Some(url.clone()),
+                files: None,
+                proxy_protocol: None,
                 weight: default_weight(),
                 backup: false,
                 host: None,

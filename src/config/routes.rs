@@ -39,6 +39,13 @@ pub struct Route {
     /// What of it may be answered without the origin. Nothing by default.
     #[serde(default)]
     pub cache: RouteCache,
+    /// What is compressed for clients. Nothing by default: where a secret stands beside what a client chose, the length of a
+    /// compressed response tells of both.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Calls of gRPC-Web (`application/grpc-web`) go on as gRPC; upstreams have to be `h2c://` or `https://`.
+    #[serde(default)]
+    pub grpc_web: bool,
     /// Clients come over TLS. They may come without, by default.
     #[serde(default)]
     pub https: Https,
@@ -60,6 +67,55 @@ pub struct Route {
     /// Clients may choose with `Portolan-Prefer-Region` and `Portolan-Force-Region`, or Fly's names for the same.
     #[serde(default)]
     pub client_regions: bool,
+}
+
+/// Which responses are compressed, unless they come compressed, are parts of something, or say `no-transform`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compression {
+    /// Whether any is.
+    pub enabled: bool,
+    /// What with, the better first.
+    pub codings: Vec<Coding>,
+    /// From this length on, where it is known.
+    pub min_length: Size,
+    /// Media types: one (`text/html`), all of a kind (`text/*`), or all of a syntax (`+json`).
+    pub types: Vec<String>,
+}
+
+/// A content coding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Coding {
+    /// Zstandard.
+    Zstd,
+    /// Brotli.
+    Br,
+    /// gzip.
+    Gzip,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        const TYPES: [&str; 10] = [
+            "text/*",
+            "application/json",
+            "application/javascript",
+            "application/xml",
+            "application/wasm",
+            "application/manifest+json",
+            "image/svg+xml",
+            "font/ttf",
+            "+json",
+            "+xml",
+        ];
+        Self {
+            enabled: false,
+            codings: vec![Coding::Zstd, Coding::Br, Coding::Gzip],
+            min_length: Size(1 << 10),
+            types: TYPES.map(str::to_owned).to_vec(),
+        }
+    }
 }
 
 /// What becomes of clients that come without TLS, and whether browsers remember to come with it.

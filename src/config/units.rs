@@ -165,6 +165,8 @@ pub enum Scheme {
     Https,
     /// HTTP/2 in the clear, by prior knowledge (RFC 9113, section 3.3).
     H2c,
+    /// None: files of this machine, under the path in place of a host.
+    Files,
 }
 
 /// Where an upstream listens: scheme, host and port, or a socket in the file system; nothing else.
@@ -254,10 +256,11 @@ impl fmt::Display for UpstreamUrl {
             Scheme::Http => "http",
             Scheme::Https => "https",
             Scheme::H2c => "h2c",
+            Scheme::Files => "files",
         };
         let port = self.port;
         if let Some(path) = self.socket() {
-            return write!(f, "unix:{path}");
+            return write!(f, "{}:{path}", if self.scheme == Scheme::Files { "files" } else { "unix" });
         }
         match self.ip() {
             Some(IpAddr::V6(ip)) => write!(f, "{scheme}://[{ip}]:{port}"),

@@ -1,5 +1,6 @@
 //! Pingora's hooks. Each is a translation: what to do is decided in `decide` and `upstream::Plan`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -21,10 +22,12 @@ use super::caching::{self, Caching};
 use super::facts::host;
 use super::patient::HeaderDeadline;
 use super::peer::{Prepared, connect_failure};
+use super::shaper::Shapers;
 use super::tunnel::Frames;
-use super::{clock, failing, headers, journey, peer as peers, queue, stream};
+use super::{clock, failing, headers, introduced, journey, peer as peers, queue, shaper, stream};
 use crate::cache::purge::What;
 use crate::cache::status::Status;
+use crate::config::ProxyVersion;
 use crate::decide::{Decision, Next};
 use crate::observe::RequestDone;
 use crate::request::Moment;
@@ -165,8 +168,8 @@ impl ProxyHttp for Edge {
         }
     }
 
-    fn init_downstream_modules(&self, _modules: &mut HttpModules) {
-        // Pingora would add a compression module to every request, switched off.
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        modules.add_module(Box::new(Shapers));
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
@@ -192,6 +195,7 @@ impl ProxyHttp for Edge {
             ctx.inspection = Inspection::Holding { held: Vec::new(), calls: is_grpc(session) };
         }
         ctx.decision = Some(decision);
+        shaper::bridge(session, ctx);
         if let Some(route) = ctx.route() {
             let idle = Some(route.timeouts.idle);
             session.as_downstream_mut().set_read_timeout(idle);
@@ -276,6 +280,7 @@ impl ProxyHttp for Edge {
             // What an attempt that failed had got so far comes again.
             held.clear();
         }
+        let client = ctx.decision.as_ref().map(|decision| decision.client.ip);
         let Some((backends, _, plan)) = ctx.parts() else { return Err(Error::new(ErrorType::InternalError)) };
         loop {
             // The plan knows why there is none, and `fail_to_proxy` asks it.
@@ -293,7 +298,8 @@ impl ProxyHttp for Edge {
             let region = backends.regions.get(usize::from(attempt.region.0)).map(|r| r.state.clone()).unwrap_or_default();
             // gRPC shares HTTP/2 connections, and a connection of its own would cost each call a handshake.
             let deadline = attempt.header.filter(|_| !is_grpc(session)).map(|wait| HeaderDeadline::new(wait, region));
-            let peer = peers::peer(&attempt, chosen, endpoint, &self.prepared, deadline.clone())?;
+            let introduction = chosen.introduces.and_then(|version| introduction(session, version, client));
+            let peer = peers::peer(&attempt, chosen, endpoint, &self.prepared, deadline.clone(), introduction)?;
             ctx.header_deadline = deadline;
             return Ok(peer);
         }
@@ -415,6 +421,7 @@ impl ProxyHttp for Edge {
         headers::set_cookies(session, response, ctx)?;
         headers::hsts(session, response, ctx)?;
         headers::to_client(session, response, ctx)?;
+        shaper::compress(session, response, ctx)?;
         stream::tell(session, response, ctx.caching.as_ref().is_some_and(|caching| caching.partial));
         Ok(())
     }
@@ -497,6 +504,19 @@ impl ProxyHttp for Edge {
     fn suppress_error_log(&self, _session: &Session, ctx: &Context, _error: &Error) -> bool {
         ctx.refusal != Some(Refusal::Internal)
     }
+}
+
+/// Who an upstream is told that the client is: the one that decisions were made for.
+fn introduction(session: &Session, version: ProxyVersion, client: Option<IpAddr>) -> Option<Bytes> {
+    let inet = |address: Option<&pingora::protocols::l4::socket::SocketAddr>| address.and_then(|a| a.as_inet().copied());
+    let peer = inet(session.client_addr())?;
+    let from = match client.unwrap_or(peer.ip()) {
+        ip if ip == peer.ip().to_canonical() => peer,
+        // A proxy's word tells no port.
+        ip => (ip, 0).into(),
+    };
+    let to = inet(session.server_addr())?;
+    introduced::introduction(version, from, to).ok().map(Bytes::from)
 }
 
 fn is_grpc(session: &Session) -> bool {

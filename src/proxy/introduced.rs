@@ -2,10 +2,12 @@
 //! (HAProxy, <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>).
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ppp::{v1, v2};
 use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::config::ProxyVersion;
 
 /// How version 2 begins.
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
@@ -67,9 +69,49 @@ fn second(header: &[u8]) -> io::Result<Option<SocketAddr>> {
     })
 }
 
+/// The header that introduces a client, who connected to `to`.
+pub fn introduction(version: ProxyVersion, from: SocketAddr, to: SocketAddr) -> io::Result<Vec<u8>> {
+    // Of two families there is no header: then all of it is said in the wider one.
+    let wide = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let (from_port, to_port) = (from.port(), to.port());
+    match (version, from.ip().to_canonical(), to.ip().to_canonical()) {
+        (ProxyVersion::V1, IpAddr::V4(from), IpAddr::V4(to)) => {
+            Ok(v1::Addresses::new_tcp4(from, to, from_port, to_port).to_string().into_bytes())
+        }
+        (ProxyVersion::V1, from, to) => {
+            Ok(v1::Addresses::new_tcp6(wide(from), wide(to), from_port, to_port).to_string().into_bytes())
+        }
+        (ProxyVersion::V2, IpAddr::V4(from), IpAddr::V4(to)) => binary(v2::IPv4::new(from, to, from_port, to_port)),
+        (ProxyVersion::V2, from, to) => binary(v2::IPv6::new(wide(from), wide(to), from_port, to_port)),
+    }
+}
+
+fn binary(addresses: impl Into<v2::Addresses>) -> io::Result<Vec<u8>> {
+    v2::Builder::with_addresses(v2::Version::Two | v2::Command::Proxy, v2::Protocol::Stream, addresses).build()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_is_read() {
+        for version in [ProxyVersion::V1, ProxyVersion::V2] {
+            for (from, to, read_as) in [
+                ("192.0.2.1:4711", "127.0.0.1:80", "192.0.2.1:4711"),
+                ("[2001:db8::1]:4711", "[::1]:80", "[2001:db8::1]:4711"),
+                ("[2001:db8::1]:0", "127.0.0.1:80", "[2001:db8::1]:0"),
+                ("192.0.2.1:4711", "[::1]:80", "[::ffff:192.0.2.1]:4711"),
+                ("[::ffff:192.0.2.1]:4711", "127.0.0.1:80", "192.0.2.1:4711"),
+            ] {
+                let header = introduction(version, from.parse().unwrap(), to.parse().unwrap()).unwrap();
+                assert_eq!(read(&header).await, (Ok(Some(read_as.to_owned())), 0), "{version:?} {from} {to}");
+            }
+        }
+    }
 
     /// What is read of bytes, and what is left of them.
     async fn read(bytes: &[u8]) -> (Result<Option<String>, ()>, usize) {

@@ -15,13 +15,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use event_listener::EventListener;
 use pingora::connectors::l4::Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 use pingora::{Error, ErrorType, Result};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
 
@@ -80,31 +81,63 @@ impl HeaderDeadline {
     }
 }
 
-/// Connects sockets that obey a [`HeaderDeadline`].
+/// Connects sockets that obey a [`HeaderDeadline`]. They begin with `introduction`.
 #[derive(Debug)]
-pub struct PatientConnect(pub Arc<HeaderDeadline>);
+pub struct PatientConnect {
+    /// What they obey.
+    pub deadline: Arc<HeaderDeadline>,
+    /// Who the client is, if the upstream is told.
+    pub introduction: Option<Bytes>,
+}
+
+/// Connects sockets that begin with who the client is.
+#[derive(Debug)]
+pub struct IntroducingConnect(pub Bytes);
+
+#[async_trait]
+impl Connect for IntroducingConnect {
+    async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
+        Ok(match connected(address, Some(&self.0)).await? {
+            Socket::Tcp(tcp) => tcp.into(),
+            Socket::Unix(unix) => unix.into(),
+        })
+    }
+}
+
+async fn connected(address: &SocketAddr, introduction: Option<&Bytes>) -> Result<Socket> {
+    let connect = async {
+        let mut socket = match address {
+            SocketAddr::Inet(address) => tcp(address).await?,
+            SocketAddr::Unix(address) => match address.as_pathname() {
+                Some(path) => Socket::Unix(UnixStream::connect(path).await?),
+                None => return Err(io::ErrorKind::AddrNotAvailable.into()),
+            },
+        };
+        if let Some(introduction) = introduction {
+            match &mut socket {
+                Socket::Tcp(tcp) => tcp.write_all(introduction).await?,
+                Socket::Unix(unix) => unix.write_all(introduction).await?,
+            }
+        }
+        Ok(socket)
+    };
+    connect.await.map_err(|e: io::Error| {
+        let kind = match e.kind() {
+            io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
+            io::ErrorKind::TimedOut => ErrorType::ConnectTimedout,
+            _ => ErrorType::ConnectError,
+        };
+        Error::because(kind, "connecting", e)
+    })
+}
 
 #[async_trait]
 impl Connect for PatientConnect {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
         // Before anything else, so that nothing said meanwhile is missed.
-        let close = Some(self.0.region.close.listen());
-        let connected = match address {
-            SocketAddr::Inet(address) => tcp(address).await,
-            SocketAddr::Unix(address) => match address.as_pathname() {
-                Some(path) => UnixStream::connect(path).await.map(Socket::Unix),
-                None => Err(io::ErrorKind::AddrNotAvailable.into()),
-            },
-        };
-        let stream = connected.map_err(|e| {
-            let kind = match e.kind() {
-                io::ErrorKind::ConnectionRefused => ErrorType::ConnectRefused,
-                io::ErrorKind::TimedOut => ErrorType::ConnectTimedout,
-                _ => ErrorType::ConnectError,
-            };
-            Error::because(kind, "connecting", e)
-        })?;
-        let socket = PatientSocket { stream, deadline: self.0.clone(), sleep: None, close };
+        let close = Some(self.deadline.region.close.listen());
+        let stream = connected(address, self.introduction.as_ref()).await?;
+        let socket = PatientSocket { stream, deadline: self.deadline.clone(), sleep: None, close };
         Ok(VirtualSocketStream::new(Box::new(socket)).into())
     }
 }

@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use pingora::{Error, ErrorType, Result};
 
-use super::patient::{HeaderDeadline, PatientConnect};
+use super::files::FilesConnect;
+use super::patient::{HeaderDeadline, IntroducingConnect, PatientConnect};
 use crate::config::units::Scheme;
 use crate::regions::endpoint::{Address, Endpoint};
 use crate::regions::{Tls, Upstream};
+use crate::request::hash;
 use crate::upstream::{Attempt, Failure};
 
 /// How long a connection to an upstream may idle in the pool. Node's and uvicorn's servers close after
@@ -88,6 +91,7 @@ pub fn peer(
     endpoint: &Endpoint,
     prepared: &Prepared,
     deadline: Option<Arc<HeaderDeadline>>,
+    introduction: Option<Bytes>,
 ) -> Result<Box<HttpPeer>> {
     let mut peer = plain(upstream, endpoint, prepared)?;
     let options = &mut peer.options;
@@ -95,16 +99,23 @@ pub fn peer(
     options.total_connection_timeout = Some(attempt.connect);
     options.read_timeout = Some(attempt.silence);
     options.write_timeout = Some(attempt.silence);
-    options.idle_timeout = Some(POOL_IDLE);
+    if upstream.files.is_none() {
+        options.idle_timeout = Some(POOL_IDLE);
+    }
     if attempt.fresh {
         // Under a key of its own there is none in the pool, and this one is not kept.
         options.idle_timeout = Some(Duration::ZERO);
         peer.group_key = own_pool();
     }
+    if let Some(introduction) = &introduction {
+        // Whoever has another one has another connection.
+        peer.group_key ^= hash(introduction);
+        peer.options.custom_l4 = Some(Arc::new(IntroducingConnect(introduction.clone())));
+    }
     let options = &mut peer.options;
     if let (Scheme::Http | Scheme::Https, Some(deadline)) = (upstream.url.scheme, deadline) {
         options.set_http_version(1, 1);
-        options.custom_l4 = Some(Arc::new(PatientConnect(deadline)));
+        options.custom_l4 = Some(Arc::new(PatientConnect { deadline, introduction }));
         // No connection of the pool is taken, and none is given to it.
         options.idle_timeout = Some(Duration::ZERO);
         peer.group_key = own_pool();
@@ -114,6 +125,14 @@ pub fn peer(
 
 /// How an endpoint is connected to and verified, without any patience yet.
 pub fn plain(upstream: &Upstream, endpoint: &Endpoint, prepared: &Prepared) -> Result<Box<HttpPeer>> {
+    if let Some(files) = &upstream.files {
+        // Nothing is connected to: the address is nobody's.
+        let mut peer = Box::new(HttpPeer::new(std::net::SocketAddr::from(([127, 0, 0, 1], 1)), false, String::new()));
+        peer.options.custom_l4 = Some(Arc::new(FilesConnect(files.clone())));
+        peer.options.idle_timeout = Some(Duration::ZERO);
+        peer.group_key = own_pool();
+        return Ok(peer);
+    }
     let sni = upstream.tls.as_ref().map(|t| t.sni.clone()).unwrap_or_default();
     let mut peer = Box::new(match &endpoint.address {
         Address::Inet(address) => HttpPeer::new(*address, upstream.tls.is_some(), sni),
@@ -123,7 +142,7 @@ pub fn plain(upstream: &Upstream, endpoint: &Endpoint, prepared: &Prepared) -> R
     peer.group_key = upstream.pool;
     peer.options.max_h2_streams = H2_STREAMS;
     match upstream.url.scheme {
-        Scheme::Http => {}
+        Scheme::Http | Scheme::Files => {}
         Scheme::Https => peer.options.set_http_version(2, 1),
         Scheme::H2c => peer.options.set_http_version(2, 2),
     }

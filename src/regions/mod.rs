@@ -9,11 +9,13 @@ pub mod latency;
 pub mod spill;
 pub mod steering;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::atlas::Point;
 use crate::config::HealthCheck;
+use crate::config::ProxyVersion;
 use crate::config::units::UpstreamUrl;
 use crate::overload::Share;
 use crate::overload::adaptive::Bounds;
@@ -129,10 +131,23 @@ pub struct Upstream {
     pub host: Option<http::HeaderValue>,
     /// How its certificate is verified; `None` without TLS.
     pub tls: Option<Tls>,
+    /// It is a folder of files.
+    pub files: Option<Files>,
+    /// Connections begin with who the client is.
+    pub introduces: Option<ProxyVersion>,
     /// Connections are shared between upstreams with this in common: what they verify with.
     pub pool: u64,
     /// Health and addresses; they outlive a reload.
     pub state: Arc<UpstreamState>,
+}
+
+/// A folder of files.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Files {
+    /// Its name, without links.
+    pub root: PathBuf,
+    /// `index.html` of a folder is served in its place.
+    pub index: bool,
 }
 
 /// How an upstream's certificate is verified, and what is shown to it.
@@ -268,7 +283,8 @@ pub(crate) mod fixtures {
         let upstream = |url: &&str| {
             let url: UpstreamUrl = url.parse().unwrap();
             let state = Arc::new(UpstreamState::new(url.clone(), Arc::new(Key::new(b"test"))));
-            Upstream { url, weight: 1, backup: false, limits: Limits::default(), host: None, tls: None, pool: 0, state }
+            let (limits, host, tls, files, introduces) = (Limits::default(), None, None, None, None);
+            Upstream { url, weight: 1, backup: false, limits, host, tls, files, introduces, pool: 0, state }
         };
         Region {
             name: name.into(),

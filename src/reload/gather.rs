@@ -275,8 +275,12 @@ impl Gathered {
     fn certificates(&mut self, paths: &Paths, config: &Config) {
         for (name, region) in &config.regions {
             for (i, upstream) in region.upstreams.iter().enumerate() {
+                let options = upstream.options();
+                if let Some(files) = &options.files {
+                    self.root(paths, &key_path!["regions", name, "upstreams", i, "files", "root"], &files.root);
+                }
                 let at = key_path!["regions", name, "upstreams", i, "tls"];
-                let config::UpstreamTls { sni: _, ca, cert, key } = upstream.options().tls;
+                let config::UpstreamTls { sni: _, ca, cert, key } = options.tls;
                 if let Some(ca) = ca
                     && let Some(der) = self.pem(paths, &ca, &at.join("ca"), "authorities", certificates_of)
                 {
@@ -292,6 +296,25 @@ impl Gathered {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// A folder of files, by its name without links.
+    fn root(&mut self, paths: &Paths, at: &KeyPath, root: &Path) {
+        let path = paths.resolve(root);
+        let found = path.canonicalize().and_then(|path| match path.is_dir() {
+            true => Ok(path),
+            false => Err(std::io::ErrorKind::NotADirectory.into()),
+        });
+        match found {
+            Ok(found) => {
+                found.hash(&mut self.hasher);
+                self.resources.roots.insert(root.to_owned(), found);
+            }
+            Err(error) => {
+                let message = format!("the folder `{}` cannot be used: {error}", path.display());
+                self.problems.push(Problem::error(at.clone(), message).label("this folder"));
             }
         }
     }

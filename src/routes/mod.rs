@@ -1,6 +1,7 @@
 //! Which route a request takes: the most specific host, then the longest path. Order never matters.
 
 pub mod budget;
+pub mod compression;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -16,6 +17,7 @@ use crate::regions::steering::Steering;
 use crate::request::host_name;
 use crate::rules::Filter;
 use budget::{Allowance, Budget};
+use compression::Compression;
 
 /// A route by its position in the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +38,10 @@ pub struct Route {
     pub max_body: Option<u64>,
     /// What of it may be answered without the origin.
     pub cache: RouteCache,
+    /// What is compressed for clients.
+    pub compression: Option<Compression>,
+    /// Calls of gRPC-Web go on as gRPC.
+    pub grpc_web: bool,
     /// Whoever comes without TLS is sent to this port with it.
     pub https: Option<u16>,
     /// `Strict-Transport-Security`, for those who come with it.

@@ -45,6 +45,8 @@ pub struct Resources {
     pub authorities: HashMap<PathBuf, Arc<[Vec<u8>]>>,
     /// Certificates of ours by the paths of certificate and key.
     pub identities: HashMap<(PathBuf, PathBuf), Arc<Identity>>,
+    /// Folders of files by what the configuration calls them.
+    pub roots: HashMap<PathBuf, PathBuf>,
     /// What was expanded into texts: no explanation may show it.
     pub secrets: Secrets,
     /// What lists tell, by their names.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::Compiler;
 use crate::client::atlas::Point;
 use crate::config::problem::KeyPath;
-use crate::config::units::{HostPattern, Name, Scheme};
+use crate::config::units::{HostPattern, Name, Scheme, UpstreamUrl};
 use crate::config::{self, Problem};
 use crate::key_path;
 use crate::regions::balance::{Balance, Field};
-use crate::regions::{Affinity, Check, Limits, Region, Tls, Upstream, schedule};
+use crate::regions::{Affinity, Check, Files, Limits, Region, Tls, Upstream, schedule};
 
 impl<'a> Compiler<'a> {
     pub(super) fn region(&mut self, name: &'a Name, region: &config::Region) -> Region {
@@ -149,7 +149,21 @@ impl<'a> Compiler<'a> {
     }
 
     fn upstream(&mut self, path: &KeyPath, upstream: &config::Upstream) -> Upstream {
-        let config::UpstreamOptions { url, weight, backup, host, max_requests, soft_limit, tls } = upstream.options();
+        let config::UpstreamOptions { url, files, proxy_protocol, weight, backup, host, max_requests, soft_limit, tls } =
+            upstream.options();
+        let files = files
+            .map(|files| Files { root: self.resources.roots.get(&files.root).cloned().unwrap_or_default(), index: files.index });
+        if url.is_some() == files.is_some() {
+            self.error(path.clone(), "expected either `url` or `files`");
+        }
+        let url = match &files {
+            Some(files) => UpstreamUrl { scheme: Scheme::Files, host: files.root.display().to_string(), port: 0 },
+            // Where there is neither it was told of.
+            None => url.unwrap_or(UpstreamUrl { scheme: Scheme::Http, host: "localhost".to_owned(), port: 80 }),
+        };
+        if proxy_protocol.is_some() && files.is_some() {
+            self.error(path.join("proxy_protocol"), "`proxy_protocol` has no effect on files");
+        }
         let config::UpstreamTls { sni, ca, cert, key } = &tls;
         let at = path.join("tls");
         let identity = match (cert, key) {
@@ -182,7 +196,7 @@ impl<'a> Compiler<'a> {
                 authorities: ca.as_ref().and_then(|path| self.resources.authorities.get(path).cloned()),
                 identity,
             }),
-            (Scheme::Http | Scheme::H2c, _) => {
+            (Scheme::Http | Scheme::H2c | Scheme::Files, _) => {
                 if tls != config::UpstreamTls::default() {
                     self.problems.push(Problem::error(at, "`tls` has no effect here").hint("the URL must begin with https://"));
                 }
@@ -192,7 +206,18 @@ impl<'a> Compiler<'a> {
         let limits = self.bounds(path, max_requests, soft_limit);
         let host = host.and_then(|h| http::HeaderValue::from_str(&h.0).ok());
         let pool = rustc_hash::FxBuildHasher.hash_one(&tls);
-        Upstream { state: self.memory.upstream(&url), url, weight, backup, limits, host, tls, pool }
+        Upstream {
+            state: self.memory.upstream(&url),
+            url,
+            weight,
+            backup,
+            limits,
+            host,
+            tls,
+            files,
+            introduces: proxy_protocol,
+            pool,
+        }
     }
 }
 

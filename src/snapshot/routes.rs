@@ -10,6 +10,7 @@ use crate::key_path;
 use crate::regions::RegionId;
 use crate::regions::steering::{Geo, Policy, Steering, Writes};
 use crate::routes::budget::Allowance;
+use crate::routes::compression::{Coding, Compression};
 use crate::routes::{Retry, Route, RouteId, Router, Timeouts};
 use crate::rules::Phase;
 
@@ -74,6 +75,8 @@ impl Compiler<'_> {
             max_requests,
             max_body,
             cache,
+            compression,
+            grpc_web,
             https,
             timeouts,
             retry,
@@ -98,6 +101,8 @@ impl Compiler<'_> {
             bound: max_requests.map(|most| (self.memory.route(&name), most)),
             max_body: max_body.map(|size| size.0),
             cache: self.route_cache(&path.join("cache"), *cache, conditional),
+            compression: self.compression(&path.join("compression"), compression),
+            grpc_web: *grpc_web,
             https: https.redirect.then_some(https.port),
             hsts: https.hsts.map(hsts),
             timeouts: Timeouts { connect: connect.0, first_byte: first_byte.0, idle: idle.0, total: total.0 },
@@ -114,6 +119,31 @@ impl Compiler<'_> {
             client_regions: *client_regions,
             name: name.into(),
         }
+    }
+
+    fn compression(&mut self, at: &KeyPath, compression: &config::Compression) -> Option<Compression> {
+        let config::Compression { enabled, codings, min_length, types } = compression;
+        for (i, one) in types.iter().enumerate() {
+            let rest = one.strip_suffix('*').unwrap_or(one);
+            let token = |c: char| c.is_ascii_alphanumeric() || "/+-.".contains(c);
+            if rest.is_empty() || !rest.chars().all(token) || !(one.contains('/') || one.starts_with('+')) {
+                let problem = Problem::error(at.join("types").join(i), format!("`{one}` is no media type"));
+                self.problems.push(problem.hint("for example `text/html`, `text/*` or `+json`"));
+            }
+        }
+        if *enabled && (codings.is_empty() || types.is_empty()) {
+            self.error(at.clone(), "there is nothing to compress, or nothing to compress with");
+        }
+        let coding = |coding: &config::Coding| match coding {
+            config::Coding::Zstd => Coding::Zstd,
+            config::Coding::Br => Coding::Brotli,
+            config::Coding::Gzip => Coding::Gzip,
+        };
+        enabled.then(|| Compression {
+            codings: codings.iter().map(coding).collect(),
+            min_length: min_length.0,
+            types: types.iter().map(|one| one.to_ascii_lowercase().into()).collect(),
+        })
     }
 
     fn steering(&mut self, at: &KeyPath, route: &str, steering: &config::Steering) -> Steering {

@@ -336,3 +336,59 @@ async fn floods_end() {
     });
     settings.await.expect("128 streams are offered");
 }
+
+/// An origin that is introduced to clients: each has connections of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn upstreams_are_told_who_connects() {
+    for version in ["v1", "v2"] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let seen = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let theirs = seen.clone();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let seen = theirs.clone();
+                tokio::spawn(async move {
+                    let mut begin = vec![0; 12];
+                    stream.read_exact(&mut begin).await.unwrap();
+                    let said = if begin.starts_with(b"PROXY") {
+                        while !begin.ends_with(b"\r\n") {
+                            begin.push(stream.read_u8().await.unwrap());
+                        }
+                        String::from_utf8(begin).unwrap().split(' ').nth(2).unwrap().to_owned()
+                    } else {
+                        let mut rest = [0; 16];
+                        stream.read_exact(&mut rest).await.unwrap();
+                        std::net::Ipv4Addr::new(rest[4], rest[5], rest[6], rest[7]).to_string()
+                    };
+                    seen.lock().push(said);
+                    let mut buffer = Vec::new();
+                    while let Some(head) = read_head(&mut stream, &mut buffer).await {
+                        let upgrade = head.to_ascii_lowercase().contains("text/event-stream");
+                        let answer = if upgrade {
+                            "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nevents"
+                        } else {
+                            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"
+                        };
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        let yaml = to("", "").replace("\"\"", &format!("{{ url: \"http://{at}\", proxy_protocol: {version} }}"));
+        let edge = Portolan::start(&yaml).await;
+        // Two requests of one connection, of a client that a trusted proxy speaks for; then another client's.
+        let request =
+            |client: &str, close: &str| format!("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {client}\r\n{close}\r\n");
+        let two = request("192.0.2.1", "") + &request("192.0.2.1", "Connection: close\r\n");
+        let back = String::from_utf8(exchange(&edge, two.as_bytes()).await).unwrap();
+        assert_eq!(back.matches("HTTP/1.1 200").count(), 2, "{back}");
+        assert_eq!(seen.lock().concat(), "192.0.2.1", "one connection for both");
+        assert_eq!(edge.get("/", &[("X-Forwarded-For", "192.0.2.2")]).await.text(), "x");
+        assert_eq!(edge.get("/", &[]).await.text(), "x");
+        let events = edge.get("/", &[("Accept", "text/event-stream"), ("X-Forwarded-For", "192.0.2.3")]).await;
+        assert_eq!(events.text(), "events");
+        assert_eq!(*seen.lock(), ["192.0.2.1", "192.0.2.2", "127.0.0.1", "192.0.2.3"], "{version}");
+    }
+}

@@ -16,6 +16,7 @@ mod cluster;
 mod connections;
 mod explained;
 mod failover;
+mod files;
 mod harness;
 mod health;
 mod identity;
