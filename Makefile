@@ -33,10 +33,10 @@ deps:
 
 # The servers that tests and benches start: origins, yardsticks and Redis; `ip` for network namespaces; a browser.
 test-deps:
-	@if command -v nginx >/dev/null && command -v node >/dev/null && command -v wrk >/dev/null && command -v ip >/dev/null && command -v chromium >/dev/null && command -v redis-server >/dev/null && { command -v pebble >/dev/null || ! command -v apt-get >/dev/null; }; then exit 0; fi; \
+	@if command -v nginx >/dev/null && command -v node >/dev/null && command -v wrk >/dev/null && command -v ip >/dev/null && command -v chromium >/dev/null && command -v redis-server >/dev/null && { ! command -v apt-get >/dev/null || { command -v pebble && /usr/bin/python3 -c "import grpc"; } >/dev/null 2>&1; }; then exit 0; fi; \
 	echo "installing nginx, node, wrk, redis, ip and chromium for the tests and benches"; \
 	if command -v apt-get >/dev/null; then $(SUDO) apt-get update -qq && \
-		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y nginx-light libnginx-mod-http-geoip2 nodejs wrk redis-server iproute2 chromium mount pebble >/dev/null; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y nginx-light libnginx-mod-http-geoip2 nodejs wrk redis-server iproute2 chromium mount pebble python3-grpcio >/dev/null; \
 	elif command -v dnf >/dev/null; then $(SUDO) dnf install -q -y nginx nodejs redis iproute chromium; \
 	elif command -v apk >/dev/null; then $(SUDO) apk add -q nginx nginx-mod-http-geoip2 nodejs wrk redis iproute2 chromium; \
 	elif command -v brew >/dev/null; then brew install -q nginx node wrk redis; \

@@ -192,7 +192,7 @@ impl ProxyHttp for Edge {
             Next::NeedBody | Next::NeedShared(_) => Some(Refusal::Internal),
         };
         if decision.later.is_some() {
-            ctx.inspection = Inspection::Holding { held: Vec::new(), calls: is_grpc(session) };
+            ctx.inspection = Inspection::Holding { held: Vec::new(), calls: headers::is_grpc(session.req_header()) };
         }
         ctx.decision = Some(decision);
         shaper::bridge(session, ctx);
@@ -297,7 +297,8 @@ impl ProxyHttp for Edge {
             };
             let region = backends.regions.get(usize::from(attempt.region.0)).map(|r| r.state.clone()).unwrap_or_default();
             // gRPC shares HTTP/2 connections, and a connection of its own would cost each call a handshake.
-            let deadline = attempt.header.filter(|_| !is_grpc(session)).map(|wait| HeaderDeadline::new(wait, region));
+            let deadline =
+                attempt.header.filter(|_| !headers::is_grpc(session.req_header())).map(|wait| HeaderDeadline::new(wait, region));
             let introduction = chosen.introduces.and_then(|version| introduction(session, version, client));
             let peer = peers::peer(&attempt, chosen, endpoint, &self.prepared, deadline.clone(), introduction)?;
             ctx.header_deadline = deadline;
@@ -517,11 +518,6 @@ fn introduction(session: &Session, version: ProxyVersion, client: Option<IpAddr>
     };
     let to = inet(session.server_addr())?;
     introduced::introduction(version, from, to).ok().map(Bytes::from)
-}
-
-fn is_grpc(session: &Session) -> bool {
-    let kind = session.req_header().headers.get(header::CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// `Retry-After` in seconds (RFC 9110, section 10.2.3); a date is not read.

@@ -93,11 +93,20 @@ pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Conte
         // The client was told to go on already.
         request.remove_header(&header::EXPECT);
     }
+    if ctx.route().is_some_and(|route| route.grpc_web) && is_grpc(request) {
+        // Calls need it, and the engine keeps it only for clients that speak HTTP/2.
+        request.insert_header(header::TE, "trailers")?;
+    }
     replayed(request, ctx)?;
     match &decision.changes {
         Some(changes) => transformed(request, changes),
         None => Ok(()),
     }
+}
+
+/// Is it a call?
+pub fn is_grpc(request: &RequestHeader) -> bool {
+    request.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// What transforms change for the origin.

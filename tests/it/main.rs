@@ -17,6 +17,7 @@ mod connections;
 mod explained;
 mod failover;
 mod files;
+mod grpc;
 mod harness;
 mod health;
 mod identity;
