@@ -7,7 +7,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::cache::RouteCache;
+use super::transforms::HeaderEdits;
 use super::units::{Area, Continent, HostPattern, Name, PathPrefix, Size, Span};
+use super::waf::{RedirectStatus, Text};
 
 /// One route.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -33,6 +35,12 @@ pub struct Route {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub max_requests: Option<u32>,
+    /// Every request of this route is sent elsewhere: to another address, by its client.
+    #[serde(default)]
+    pub redirect: Option<RouteRedirect>,
+    /// What of it the origin and the client see changed. Rules, limits and other routes do not see it.
+    #[serde(default)]
+    pub rewrite: Rewrite,
     /// How long a request's body may be (413). Any by default.
     #[serde(default)]
     pub max_body: Option<Size>,
@@ -67,6 +75,41 @@ pub struct Route {
     /// Clients may choose with `Portolan-Prefer-Region` and `Portolan-Force-Region`, or Fly's names for the same.
     #[serde(default)]
     pub client_regions: bool,
+}
+
+/// Where a route's clients are sent.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteRedirect {
+    /// The address: a text, or an expression that gives one.
+    pub to: Text,
+    /// The status.
+    #[serde(default)]
+    pub status: RedirectStatus,
+    /// Append the request's query.
+    #[serde(default)]
+    pub preserve_query: bool,
+}
+
+/// What a route rewrites.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rewrite {
+    /// The origin does not see this beginning of the path: with `/api`, `/api/x` becomes `/x`.
+    #[serde(default)]
+    pub strip_prefix: Option<PathPrefix>,
+    /// The origin sees this path.
+    #[serde(default)]
+    pub path: Option<Text>,
+    /// The origin sees this query, without its `?`; an empty one removes it.
+    #[serde(default)]
+    pub query: Option<Text>,
+    /// Headers that the origin gets.
+    #[serde(default)]
+    pub request: HeaderEdits,
+    /// Headers that the client gets.
+    #[serde(default)]
+    pub response: HeaderEdits,
 }
 
 /// Which responses are compressed, unless they come compressed, are parts of something, or say `no-transform`.

@@ -202,6 +202,9 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
             view
         })
     };
+    if let Some((status, to)) = route.redirect.as_ref().and_then(|to| Some((to.status, to.render(view())?))) {
+        return trail.refuse(Refusal::Redirected { status }, Some(to));
+    }
     trail.class = snapshot.overload.class(view);
     match earlier {
         Some(Earlier { limits, places, missed: _ }) => (trail.limits, trail.places) = (limits, places),
@@ -261,8 +264,15 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     }
 
     // What the origin would see, for that is what the answer is of.
-    if !applied.is_empty() {
-        let changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(view(), &applied) };
+    if !applied.is_empty() || route.rewrite.is_some() {
+        let mut changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(view(), &applied) };
+        if let Some(rewrite) = &route.rewrite {
+            let (Rewritten { path, query }, mut own) = (rewrite.transform.target(view()), target.clone());
+            rewrite.strip_prefix.iter().for_each(|prefix| own.strip(prefix));
+            own.rewrite(path, query);
+            changes.target = own.to_origin();
+            rewrite.transform.request.changes(view(), &mut changes.headers);
+        }
         trail.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
     }
 
@@ -433,10 +443,14 @@ pub fn responded(
     if snapshot.limits.waits(&decision.limits) {
         snapshot.limits.settle(&decision.limits, &view);
     }
-    match snapshot.transforms.edits_responses() {
+    let mut changes = match snapshot.transforms.edits_responses() {
         true => snapshot.transforms.response(&view, &applied),
         false => Vec::new(),
+    };
+    if let Some(rewrite) = decision.route.and_then(|m| snapshot.route(m.route)?.rewrite.as_ref()) {
+        rewrite.transform.response.changes(&view, &mut changes);
     }
+    changes
 }
 
 /// Which route a request takes.

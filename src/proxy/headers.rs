@@ -148,7 +148,8 @@ pub fn to_client(session: &Session, response: &mut ResponseHeader, ctx: &Context
         response.insert_header(RATE_LIMIT_POLICY, policy)?;
         response.insert_header(RATE_LIMIT, state)?;
     }
-    if !snapshot.transforms.edits_responses() && !snapshot.limits.waits(&decision.limits) {
+    let edits = snapshot.transforms.edits_responses() || ctx.route().is_some_and(|route| route.rewrite.is_some());
+    if !edits && !snapshot.limits.waits(&decision.limits) {
         return Ok(());
     }
     let given =

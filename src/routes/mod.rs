@@ -16,6 +16,7 @@ use crate::config::units::HostPattern;
 use crate::regions::steering::Steering;
 use crate::request::host_name;
 use crate::rules::Filter;
+use crate::transforms::{Location, Rewrite};
 use budget::{Allowance, Budget};
 use compression::Compression;
 
@@ -34,6 +35,10 @@ pub struct Route {
     pub steering: Steering,
     /// Requests at once, and how many there may be.
     pub bound: Option<(Arc<AtomicU32>, u32)>,
+    /// Where its clients are sent, all of them.
+    pub redirect: Option<Location>,
+    /// What origin and client see changed.
+    pub rewrite: Option<Box<Rewrite>>,
     /// Bytes that a request's body may have.
     pub max_body: Option<u64>,
     /// What of it may be answered without the origin.

@@ -54,6 +54,20 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Takes a beginning off the path (`/api` off `/api/x`, but not off `/apis`). What is left goes on as it was sent, if it
+    /// was sent so.
+    pub fn strip(&mut self, prefix: &str) {
+        let rest = |path: &str| {
+            let rest = path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+            Some(if rest.is_empty() { "/".to_owned() } else { rest.to_owned() })
+        };
+        let sent = if self.rewritten.0 { None } else { rest(self.raw_path) };
+        if let Some(rest) = sent.or_else(|| rest(&self.path)) {
+            self.path = Cow::Owned(rest);
+            self.rewritten.0 = true;
+        }
+    }
+
     /// What the origin gets in place of what was sent, if that was rewritten.
     pub fn to_origin(&self) -> Option<String> {
         let (path, query) = self.rewritten;

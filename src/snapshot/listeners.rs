@@ -49,8 +49,10 @@ impl Compiler<'_> {
         let read = certificates.iter().map(|one| self.resources.certificates.get(one).cloned());
         let mut all = read.collect::<Option<Vec<_>>>()?;
         // Those that have not come yet are shown once they have.
-        let got = |name: &Box<str>| self.resources.certificates.get(&acme.as_ref()?.certificate(name)).cloned();
-        all.extend(acme.iter().flat_map(|acme| &acme.names).filter_map(got));
+        if let Some(acme) = &acme {
+            let got = acme.names.iter().filter_map(|name| self.resources.certificates.get(&acme.certificate(name)));
+            all.extend(got.cloned());
+        }
         let challenges = acme.is_some().then(|| self.memory.acme.clone());
         let certificates = Arc::new(Certificates::new(all, challenges));
         let mut roots = None;

@@ -13,7 +13,7 @@ use crate::key_path;
 use crate::lists::{List, Lists};
 use crate::respond::headers::{Pass, pass};
 use crate::rules::{ExprError, Filter, Limits, Phase, Scope, Template};
-use crate::transforms::{Edits, Location, Redirect, Transform, Transforms, is_fixed};
+use crate::transforms::{Edits, Location, Redirect, Rewrite, Transform, Transforms, is_fixed};
 use crate::waf::challenge::{Kind, Settings};
 use crate::waf::managed::{self, Category, Managed};
 use crate::waf::{Action, Answer, Rule, Skips, Waf};
@@ -125,6 +125,33 @@ impl Compiler<'_> {
         let request = self.edits(&at.join("request"), request, Phase::Routed);
         let response = self.edits(&at.join("response"), response, Phase::Response);
         Some(Transform { filter, after, path, query, request, response })
+    }
+
+    /// What a route rewrites, and where it sends its clients.
+    pub(super) fn rewrite(&mut self, at: &KeyPath, rewrite: &config::Rewrite) -> Option<Box<Rewrite>> {
+        let config::Rewrite { strip_prefix, path, query, request, response } = rewrite.clone();
+        let edits_none = |e: &config::HeaderEdits| e.set.is_empty() && e.remove.is_empty();
+        let prefix = strip_prefix.map(|prefix| prefix.0.trim_end_matches('/').into());
+        if prefix.is_some() && path.is_some() {
+            self.error(at.join("strip_prefix"), "`strip_prefix` has no effect beside `path`");
+        }
+        if prefix.is_none() && path.is_none() && query.is_none() && edits_none(&request) && edits_none(&response) {
+            return None;
+        }
+        // Without any of it that is left, a transform would be told to change nothing.
+        let changes = path.is_some() || query.is_some() || !edits_none(&request) || !edits_none(&response);
+        let transform = match changes {
+            true => self.transform(at, &config::Transform { expression: None, path, query, request, response })?,
+            false => Transform::default(),
+        };
+        Some(Box::new(Rewrite { strip_prefix: prefix, transform }))
+    }
+
+    /// Where a route's clients are sent.
+    pub(super) fn redirect(&mut self, at: &KeyPath, redirect: Option<&config::RouteRedirect>) -> Option<Location> {
+        let config::RouteRedirect { to, status, preserve_query } = redirect?;
+        let to = self.template(&at.join("to"), to, Phase::Routed)?;
+        Some(Location { to, status: status.code(), preserve_query: *preserve_query })
     }
 
     fn edits(&mut self, at: &KeyPath, edits: &config::HeaderEdits, phase: Phase) -> Edits {

@@ -80,7 +80,7 @@ pub async fn run(state: Arc<State>) {
                 }
                 let count = failed.map_or(0, |failed| failed.count);
                 // One way may be closed: the other is tried next.
-                let way = if over_http && count % 2 == 0 { ChallengeType::Http01 } else { ChallengeType::TlsAlpn01 };
+                let way = if over_http && count.is_multiple_of(2) { ChallengeType::Http01 } else { ChallengeType::TlsAlpn01 };
                 let got = tokio::time::timeout(PATIENCE, get(&acme, name, way)).await;
                 match got.unwrap_or_else(|_| Err(anyhow::anyhow!("it took longer than {PATIENCE:?}"))) {
                     Ok(ended) => {

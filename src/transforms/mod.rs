@@ -34,7 +34,7 @@ pub struct Location {
 }
 
 /// Rewrites.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Transform {
     /// When; always if there is none.
     pub filter: Option<Filter>,
@@ -48,6 +48,15 @@ pub struct Transform {
     pub request: Edits,
     /// Headers for the client.
     pub response: Edits,
+}
+
+/// What one route rewrites, once it was chosen.
+#[derive(Debug)]
+pub struct Rewrite {
+    /// The origin does not see this beginning of the path.
+    pub strip_prefix: Option<Box<str>>,
+    /// The rest.
+    pub transform: Transform,
 }
 
 /// Changes of headers, values still to be made.
@@ -123,7 +132,7 @@ impl Edits {
     }
 
     /// Appends what has to be changed.
-    fn changes(&self, view: &View<'_>, to: &mut Vec<Change>) {
+    pub fn changes(&self, view: &View<'_>, to: &mut Vec<Change>) {
         to.extend(self.remove.iter().cloned().map(Change::Remove));
         for (name, template) in &self.set {
             // Without a value there is no header, whatever the other side sent.
@@ -154,15 +163,7 @@ impl Transforms {
 
     /// Does one transform apply to this request, and what does it make of path and query?
     pub fn rewrite(&self, nth: usize, view: &View<'_>) -> Option<Rewritten> {
-        let transform = self.transforms.get(nth).filter(|t| !t.after && t.applies(view))?;
-        let Transform { path, query, .. } = transform;
-        let path = path.as_ref().and_then(|p| p.render(view)).map(|path| {
-            let path = escaped(&path, b"?#");
-            if path.starts_with('/') { path } else { format!("/{path}") }
-        });
-        let query = query.as_ref().and_then(|q| q.render(view));
-        let query = query.map(|query| escaped(query.strip_prefix(b"?").unwrap_or(&query), b"#"));
-        Some(Rewritten { path, query })
+        self.transforms.get(nth).filter(|t| !t.after && t.applies(view)).map(|transform| transform.target(view))
     }
 
     /// Changes of the headers that the origin gets, by the transforms that `applied`.
@@ -197,6 +198,17 @@ impl Transforms {
 impl Transform {
     fn applies(&self, view: &View<'_>) -> bool {
         self.filter.as_ref().is_none_or(|f| f.matches(view))
+    }
+
+    /// What it makes of path and query, if it applies.
+    pub fn target(&self, view: &View<'_>) -> Rewritten {
+        let path = self.path.as_ref().and_then(|p| p.render(view)).map(|path| {
+            let path = escaped(&path, b"?#");
+            if path.starts_with('/') { path } else { format!("/{path}") }
+        });
+        let query = self.query.as_ref().and_then(|q| q.render(view));
+        let query = query.map(|query| escaped(query.strip_prefix(b"?").unwrap_or(&query), b"#"));
+        Rewritten { path, query }
     }
 }
 

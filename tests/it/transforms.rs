@@ -72,3 +72,53 @@ waf: {{ rules: [{{ id: sees-the-new-path, expression: 'http.request.uri.path eq 
     assert_eq!(route("DELETE", "/", ("X-Beta", "1")).await, "beta");
     assert_eq!(route("GET", "/", ("X-Beta", "0")).await, "all");
 }
+
+/// What a route rewrites is the origin's to see: rules and limits speak of what the client asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_rewrite_and_redirect() {
+    let origin = Origin::always(Act::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nServer: secret\r\n\r\nok".to_vec())).await;
+    let edge = Portolan::start(&format!(
+        "regions: {{ eu: {{ upstreams: [\"{}\"] }} }}
+routes:
+  - name: shop
+    paths: [/shop]
+    rewrite:
+      strip_prefix: /shop
+      query: {{ expression: 'remove_query_args(http.request.uri.query, \"utm\")' }}
+      request: {{ set: {{ X-Route: {{ expression: portolan.route }} }}, remove: [X-Debug] }}
+      response: {{ set: {{ X-Frame-Options: DENY }}, remove: [Server] }}
+  - {{ name: page, paths: [/page], rewrite: {{ path: {{ expression: 'concat(\"/pages\", http.request.uri.path)' }} }} }}
+  - {{ name: moved, paths: [/moved], redirect: {{ to: {{ expression: 'concat(\"https://new.example\", http.request.uri.path)' }}, status: 308, preserve_query: true }} }}
+  - {{ name: all }}
+waf: {{ rules: [{{ id: by-what-was-asked, expression: 'http.request.uri.path eq \"/shop/secret\"', action: block }}, {{ id: not-by-what-it-becomes, expression: 'http.request.uri.path eq \"/orders\"', action: block }}] }}
+",
+        origin.url()
+    ))
+    .await;
+    for (path, expected) in [
+        ("/shop/orders?utm=x&id=7", "/orders?id=7"),
+        ("/shop", "/"),
+        ("/shop/", "/"),
+        ("/shop/a%2Fb//c", "/a%2Fb//c"),
+        ("/./shop/a", "/a"),
+        ("/page/1?q", "/pages/page/1?q"),
+        ("/else?utm=x", "/else?utm=x"),
+    ] {
+        let before = origin.count();
+        let answer = edge.get(path, &[("X-Debug", "1")]).await;
+        assert_eq!(answer.status, 200, "{path}");
+        let received = origin.received().swap_remove(before);
+        assert_eq!(received.head.split(' ').nth(1), Some(expected), "{path}");
+        let shop = path.contains("shop");
+        assert_eq!(received.one("x-route"), shop.then_some("shop"), "{path}");
+        assert_eq!(received.one("x-debug").is_none(), shop, "{path}");
+        assert_eq!(
+            (answer.header("x-frame-options"), answer.header("server").is_none()),
+            (shop.then_some("DENY"), shop),
+            "{path}"
+        );
+    }
+    assert_eq!(edge.get("/shop/secret", &[]).await.status, 403);
+    let moved = edge.get("/moved/x?a=1", &[]).await;
+    assert_eq!((moved.status, moved.header("location")), (308, Some("https://new.example/moved/x?a=1")));
+}
