@@ -265,6 +265,10 @@ pub fn faulty(authority: &str, target: usize, headers: &HeaderMap, policy: &Poli
     if !is_authority(authority.as_bytes()) {
         return Some(Kind::Host.because("the authority names no host"));
     }
+    // RFC 9113, section 8.3.1.
+    if headers.get_all(header::HOST).iter().any(|host| !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes())) {
+        return Some(Kind::Host.because("the authority and the Host header name two hosts"));
+    }
     if target > policy.target_bytes {
         return Some(Kind::Target.because("the target is too long"));
     }
@@ -426,7 +430,8 @@ mod tests {
     #[test]
     fn over_http_2() {
         let policy = Policy { target_bytes: 40, headers: 4, ..Policy::default() };
-        let (few, mut many, mut odd) = (HeaderMap::new(), HeaderMap::new(), HeaderMap::new());
+        let (few, mut many, mut odd, mut other) = (HeaderMap::new(), HeaderMap::new(), HeaderMap::new(), HeaderMap::new());
+        other.insert("host", HeaderValue::from_static("A:80"));
         for _ in 0..5 {
             many.append("x", HeaderValue::from_static("y"));
         }
@@ -435,6 +440,8 @@ mod tests {
             ("a:80", 40, &few, None),
             ("", 1, &few, Some(Kind::Host)),
             ("u@a", 1, &few, Some(Kind::Host)),
+            ("a:80", 1, &other, None),
+            ("b:80", 1, &other, Some(Kind::Host)),
             ("a", 41, &few, Some(Kind::Target)),
             ("a", 1, &many, Some(Kind::Headers)),
             ("a", 1, &odd, Some(Kind::Expectation)),

@@ -9,6 +9,7 @@ mod fault;
 mod frames;
 mod gate;
 mod head;
+mod hpack;
 mod patience;
 
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::config;
 use crate::config::units::Size;
 
 pub use fault::{Fault, Kind};
-pub use frames::Frames;
+pub use frames::{Code, Frames, Sent, Wrong};
 pub use gate::{Gate, Part};
 pub use head::faulty;
 pub use patience::Patience;

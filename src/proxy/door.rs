@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::stream::PREFACE;
-use crate::connections::{Fault, Frames, Gate, Kind, Part, Patience, Policy};
+use crate::connections::{Code, Fault, Frames, Gate, Kind, Part, Patience, Policy, Sent};
 
 /// As much as waits of what came after a request for another protocol, before that has its answer.
 const ASKED: usize = 4 << 10;
@@ -36,6 +36,10 @@ pub struct Door {
     passed: usize,
     /// Something is wrong, and nothing is read any more.
     over: bool,
+    /// And is to be said, over HTTP/2.
+    farewell: Option<[u8; 17]>,
+    /// What was said over HTTP/2 so far.
+    sent: Sent,
     /// When the head that is under way began.
     began: Option<Instant>,
     /// Some of the body under way has come.
@@ -106,6 +110,8 @@ impl Door {
             held: came,
             passed,
             over: false,
+            farewell: None,
+            sent: Sent::default(),
             began: inside.then_some(opened),
             body: false,
             waits: Waits::default(),
@@ -131,25 +137,39 @@ impl Door {
     pub fn is_inside(&self) -> bool {
         match &self.reader {
             Reader::Gate(gate) => self.over || !self.held.is_empty() || gate.part() == Part::Body,
-            Reader::Frames(_) => false,
+            Reader::Frames(_) => self.over,
         }
     }
 
-    /// `bytes` go to the client.
+    /// `bytes` are about to go to the client.
     pub fn writes(&mut self, bytes: &[u8]) {
-        match &mut self.reader {
-            Reader::Gate(gate) if gate.part() == Part::Answer => {
-                // RFC 9110, section 15.2: interim answers are none, but for the one that grants it.
-                let Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', status @ ..]) = bytes.get(..12) else { return };
-                if !status.starts_with(b"1") || status == b"101" {
-                    gate.answered(status == b"101");
-                    if let Some(reader) = self.asked.take() {
-                        reader.wake();
-                    }
-                }
+        let Reader::Gate(gate) = &mut self.reader else { return };
+        if gate.part() != Part::Answer {
+            return;
+        }
+        // RFC 9110, section 15.2: interim answers are none, but for the one that grants it.
+        let Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', status @ ..]) = bytes.get(..12) else { return };
+        if !status.starts_with(b"1") || status == b"101" {
+            gate.answered(status == b"101");
+            if let Some(reader) = self.asked.take() {
+                reader.wake();
             }
-            Reader::Gate(_) => {}
-            Reader::Frames(frames) => frames.wrote(bytes.len()),
+        }
+    }
+
+    /// What some of `bytes`, which are about to go to the client, should be instead, and where: the engine calls every fault
+    /// of HTTP/2 by one name.
+    pub fn instead(&self, bytes: &[u8]) -> Option<(usize, [u8; 4])> {
+        let Reader::Frames(frames) = &self.reader else { return None };
+        let place = self.sent.clone().feed(bytes).filter(|_| frames.cannot_unpack())?;
+        Some((place, (Code::Compression as u32).to_be_bytes()))
+    }
+
+    /// `bytes` were taken for the client.
+    pub fn wrote(&mut self, bytes: &[u8]) {
+        if let Reader::Frames(frames) = &mut self.reader {
+            frames.wrote(bytes.len());
+            let _ = self.sent.feed(bytes);
         }
     }
 
@@ -318,27 +338,34 @@ impl Door {
         let Reader::Frames(frames) = &mut self.reader else { return Poll::Pending };
         let before = buf.filled().len();
         let read = Pin::new(io).poll_read(cx, buf);
-        let fault = match read {
+        let (fault, code) = match read {
             Poll::Ready(Ok(())) => {
                 let new = buf.filled().get(before..).unwrap_or_default();
                 let fed = frames.feed(new, self.opened.elapsed().as_secs_f64());
                 self.began = frames.is_inside().then(|| self.began.unwrap_or_else(Instant::now));
                 match fed {
                     Ok(()) => return Poll::Ready(Ok(())),
-                    Err(fault) => fault,
+                    Err(wrong) => wrong,
                 }
             }
             Poll::Pending => match self.began {
                 Some(began) if self.waits.timer.poll(began + frames.policy().header_timeout, cx).is_ready() => {
-                    Fault { kind: Kind::HeaderTimeout, why: "its head took too long" }
+                    (Fault { kind: Kind::HeaderTimeout, why: "its head took too long" }, Code::EnhanceYourCalm)
                 }
                 _ => return Poll::Pending,
             },
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
         };
+        self.farewell = Some(frames.farewell(code));
         told(0, fault);
         self.over = true;
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault.why)))
+    }
+
+    /// How an HTTP/2 connection is ended whose client broke a rule. It is for the place between two frames; behind it
+    /// nothing is sent.
+    pub fn farewell(&mut self) -> Option<[u8; 17]> {
+        self.farewell.take().filter(|_| self.sent.is_between())
     }
 
     /// Reads and forgets, until there is nothing more or `most` bytes came: what a client has on its way would make its

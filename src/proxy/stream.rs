@@ -70,6 +70,8 @@ pub struct ClientStream {
     /// The date to be written, and where in what is written next it begins, or began.
     date: Option<(isize, Date)>,
     patched: Vec<u8>,
+    /// The last word was said.
+    said: bool,
     /// Counts this connection as open.
     open: Open,
 }
@@ -199,6 +201,7 @@ impl ClientStream {
             proxied,
             date: None,
             patched: Vec::new(),
+            said: false,
             open,
         }
     }
@@ -287,19 +290,38 @@ impl AsyncRead for ClientStream {
         }
         let Self { io, door, between, open, .. } = &mut *self;
         let Some(door) = door else { return Poll::Ready(Ok(())) };
-        door.poll_read(io, cx, buf, &mut |which, fault| {
+        let read = door.poll_read(io, cx, buf, &mut |which, fault| {
             open.faulty(fault.kind);
             // There is one at most: nothing is read behind it.
             let _ = between.fault.set((which, fault));
-        })
+        });
+        if let Some(farewell) = door.farewell() {
+            self.buffer.extend_from_slice(&farewell);
+            self.said = true;
+            // Whoever drops the connection tries again.
+            let _ = self.poll_send(cx);
+        }
+        read
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if this.said {
+            return Poll::Ready(Ok(buf.len()));
+        }
         if let Some(door) = &mut this.door {
             door.writes(buf);
+            if let Some((place, instead)) = door.instead(buf) {
+                let mut patched = buf.to_vec();
+                if let Some(code) = patched.get_mut(place..place + instead.len()) {
+                    code.copy_from_slice(&instead);
+                }
+                // It is the last frame, and a short one.
+                this.buffer.extend_from_slice(&patched);
+                return Poll::Ready(Ok(buf.len()));
+            }
         }
         if this.date.is_none() && buf.starts_with(b"HTTP/1.") {
             let place = place_of_date(buf);
@@ -307,7 +329,11 @@ impl AsyncWrite for ClientStream {
         }
         let Some((place, date)) = this.date else {
             let written = this.poll_put(cx, buf);
-            return this.unless_slow(cx, written, |sent| *sent);
+            let written = ready!(this.unless_slow(cx, written, |sent| *sent))?;
+            if let (Some(door), Some(taken)) = (&mut this.door, buf.get(..written)) {
+                door.wrote(taken);
+            }
+            return Poll::Ready(Ok(written));
         };
         let mut patched = std::mem::take(&mut this.patched);
         patched.clear();
