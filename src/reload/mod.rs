@@ -97,6 +97,10 @@ pub struct Boot {
     pub limits_memory: config::units::Size,
     /// `cache.disk`.
     pub cache_disk: Option<config::Disk>,
+    /// Where the next process waits.
+    pub upgrade_socket: Option<PathBuf>,
+    /// `connections.max_streams`.
+    pub max_streams: u32,
 }
 
 #[derive(Debug)]
@@ -129,6 +133,8 @@ impl Boot {
             cluster: config.cluster.clone(),
             limits_memory: config.limits.settings().memory,
             cache_disk: config.cache.disk.clone(),
+            upgrade_socket: config.upgrade_socket.clone(),
+            max_streams: config.connections.max_streams,
         }
     }
 }
@@ -228,7 +234,18 @@ impl Reloader {
 
     /// Boot settings that differ from those the process runs with.
     fn refused(&self, config: &Config) -> Vec<Problem> {
-        let Boot { listeners, admin, resolver, state_dir, secret, cluster, limits_memory, cache_disk } = &self.boot;
+        let Boot {
+            listeners,
+            admin,
+            resolver,
+            state_dir,
+            secret,
+            cluster,
+            limits_memory,
+            cache_disk,
+            upgrade_socket,
+            max_streams,
+        } = &self.boot;
         let mut refused = Vec::new();
         for (key, same) in [
             ("listeners", *listeners == config.listeners),
@@ -239,6 +256,8 @@ impl Reloader {
             ("cluster", *cluster == config.cluster),
             ("limits.memory", *limits_memory == config.limits.settings().memory),
             ("cache.disk", *cache_disk == config.cache.disk),
+            ("upgrade_socket", *upgrade_socket == config.upgrade_socket),
+            ("connections.max_streams", *max_streams == config.connections.max_streams),
         ] {
             if !same {
                 let at = KeyPath(key.split('.').map(str::to_owned).collect());
