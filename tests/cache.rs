@@ -318,6 +318,7 @@ impl Asking {
             host: &self.host,
             path: &self.path,
             query: self.query.as_deref(),
+            rewritten: None,
             headers: &headers,
             country: &self.country,
             trusted_peer: self.trusted,

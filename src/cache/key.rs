@@ -57,10 +57,12 @@ pub struct Wanted<'a> {
     pub route: Option<&'a str>,
     /// The authority as it was sent.
     pub host: &'a str,
-    /// Path and query as the origin gets them.
+    /// Path and query as the origin would get them.
     pub path: &'a str,
     /// The same.
     pub query: Option<&'a str>,
+    /// What the route makes of them for the origin, if it does.
+    pub rewritten: Option<&'a str>,
     /// The request's headers.
     pub headers: &'a HeaderMap,
     /// The client's country.
@@ -85,6 +87,10 @@ impl Key {
             // No header is called so.
             part(&mut primary, b":route");
             part(&mut primary, route.as_bytes());
+        }
+        if let Some(rewritten) = wanted.rewritten {
+            part(&mut primary, b":rewritten");
+            part(&mut primary, rewritten.as_bytes());
         }
         if wanted.trusted_peer {
             for name in FORWARDED {

@@ -217,7 +217,7 @@ impl Policy<'_> {
 
 impl Cache {
     /// What becomes of a request of a route.
-    pub fn look<'v, 'a: 'v>(&self, route: RouteCache, view: impl FnOnce() -> &'v View<'a>) -> Asked {
+    pub fn look<'v, 'a: 'v>(&self, route: RouteCache, rewritten: Option<&str>, view: impl FnOnce() -> &'v View<'a>) -> Asked {
         if !route.enabled && self.rules.is_empty() {
             return Asked::Off;
         }
@@ -246,7 +246,7 @@ impl Cache {
             return Asked::Bypass(Bypass::Request);
         }
         let directives = if route.request_directives { reuse::wanted(facts.headers) } else { fields::Directives::default() };
-        let key = Key::new(&wanted(view, route), self.policy(&applied).key);
+        let key = Key::new(&Wanted { rewritten, ..wanted(view, route) }, self.policy(&applied).key);
         let (no_store, only_if_cached) = (directives.no_store, directives.only_if_cached);
         Asked::Lookup(Box::new(Lookup { key, applied, no_store, only_if_cached }))
     }
@@ -290,6 +290,7 @@ fn wanted<'a>(view: &'a View<'_>, route: RouteCache) -> Wanted<'a> {
         host: view.facts.host,
         path: if path { &view.target.path } else { view.target.raw_path },
         query: if query { Some(&*view.target.query).filter(|q| !q.is_empty()) } else { view.target.raw_query },
+        rewritten: None,
         headers: view.facts.headers,
         country: view.asker.place.country.as_str(),
         trusted_peer: view.asker.trusted_peer,

@@ -70,12 +70,12 @@ pub fn run(paths: Paths, upgrade: bool, extra: Extra) -> anyhow::Result<Exit> {
     }
     let background = state.clone();
     let ended = state.clone();
-    server::run(state, listeners, stops, sockets, move || {
-        if let Some(Err(error)) = taken.map(Taken::serving) {
-            tracing::error!(%error, "the process before this one does not hear that this one serves");
-        }
-        control(background, reloader, admin, admin_listener, extra)
-    })?;
+    // Everything listens: from here on connections wait for this process, and the one before it accepts none.
+    if let Some(Err(error)) = taken.map(Taken::serving) {
+        eprintln!("error: the process before this one goes on, for it did not wait: {error}");
+        return Ok(Exit::Ours);
+    }
+    server::run(state, listeners, stops, sockets, move || control(background, reloader, admin, admin_listener, extra))?;
     // What began in the last second; what another process has is its own.
     if !ended.leaving.now() {
         save_bans(&ended);

@@ -11,6 +11,8 @@ use super::{Policy, hpack};
 const PER_SECOND: f64 = 10.0;
 /// Written bytes for which one frame more may come: a client that reads sends updates of its window.
 const BYTES_PER_FRAME: f64 = 1024.0;
+/// So many more may come for every frame of an answer: gRPC's clients answer each with an update and a ping of their own.
+const PER_ANSWER: f64 = 3.0;
 
 const HEADER: usize = 9;
 /// What the engine says that a frame may have (RFC 9113, section 6.5.2: the default).
@@ -145,9 +147,9 @@ impl Frames {
         frame
     }
 
-    /// The client is sent so many bytes.
-    pub fn wrote(&mut self, bytes: usize) {
-        self.earn(bytes as f64 / BYTES_PER_FRAME);
+    /// The client is sent so many bytes, and so many frames of answers in them.
+    pub fn wrote(&mut self, bytes: usize, answers: usize) {
+        self.earn(bytes as f64 / BYTES_PER_FRAME + answers as f64 * PER_ANSWER);
     }
 
     fn earn(&mut self, frames: f64) {
@@ -352,10 +354,11 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// `bytes` go out. Where in them a farewell with [`Code::Protocol`] has its code, if all of it is here.
-    pub fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
+    /// `bytes` go out. How many frames of answers begin in them; and where a farewell with [`Code::Protocol`] has its code,
+    /// if all of it is here.
+    pub fn feed(&mut self, bytes: &[u8]) -> (usize, Option<usize>) {
         let mut at = 0;
-        let mut found = None;
+        let (mut answers, mut found) = (0, None);
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             if self.payload > 0 {
                 let part = rest.len().min(self.payload);
@@ -371,13 +374,15 @@ impl Sent {
                 self.have = 0;
                 let [a, b, c, kind, ..] = self.header;
                 self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+                // What answers a ping or settings earns nothing: they would pay for themselves.
+                answers += usize::from(matches!(kind, DATA | HEADERS));
                 let code = bytes.get(at + 4..at + 8);
                 if kind == GOAWAY && code == Some(&(Code::Protocol as u32).to_be_bytes()) {
                     found = Some(at + 4);
                 }
             }
         }
-        found
+        (answers, found)
     }
 
     /// Is no frame under way?
@@ -428,10 +433,18 @@ mod tests {
         let mut body = frames();
         body.feed(&frame(1, 4, 3), 0.0).unwrap();
         assert!((0..1_000).all(|_| body.feed(&frame(0, 0, 9), 0.0).is_ok()), "a body");
+        let mut caller = frames();
+        assert!(
+            (0..120).all(|i| {
+                caller.wrote(100, 2);
+                caller.feed(&[of(2 * i + 1, 1, 5, &[0x82]), frame(8, 0, 4), frame(6, 0, 8)].concat(), 0.0).is_ok()
+            }),
+            "an update and a ping for every answer"
+        );
         let mut reader = frames();
         reader.feed(&frame(1, 4, 3), 0.0).unwrap();
         for _ in 0..1_000 {
-            reader.wrote(16 << 10);
+            reader.wrote(16 << 10, 0);
             assert!(reader.feed(&[frame(8, 0, 4), frame(8, 0, 4)].concat(), 0.0).is_ok(), "it reads what it is sent");
         }
     }
@@ -505,11 +518,11 @@ mod tests {
     fn what_is_sent_has_its_places() {
         let goaway = of(0, 7, 0, &[0, 0, 0, 0, 0, 0, 0, 1]);
         let mut sent = Sent::default();
-        assert_eq!((sent.feed(&of(1, 0, 0, b"body")), sent.is_between()), (None, true));
-        assert_eq!((sent.feed(&[of(1, 0, 0, b"b"), goaway.clone()].concat()), sent.is_between()), (Some(23), true));
-        assert_eq!((sent.feed(&of(0, 7, 0, &[0; 8])), sent.is_between()), (None, true));
-        assert_eq!((sent.feed(&goaway[..5]), sent.is_between()), (None, false));
-        assert_eq!((sent.feed(&goaway[5..]), sent.is_between()), (Some(8), true));
+        assert_eq!((sent.feed(&of(1, 0, 0, b"body")), sent.is_between()), ((1, None), true));
+        assert_eq!((sent.feed(&[of(1, 0, 0, b"b"), goaway.clone()].concat()), sent.is_between()), ((1, Some(23)), true));
+        assert_eq!((sent.feed(&of(0, 7, 0, &[0; 8])), sent.is_between()), ((0, None), true));
+        assert_eq!((sent.feed(&goaway[..5]), sent.is_between()), ((0, None), false));
+        assert_eq!((sent.feed(&goaway[5..]), sent.is_between()), ((0, Some(8)), true));
     }
 
     proptest! {

@@ -21,8 +21,8 @@ pub struct Head {
     /// The first line, once it is there.
     pub first: Option<Range<usize>>,
     http_1_0: bool,
-    /// What an absolute target names, and its scheme's port.
-    authority: Option<(Range<usize>, &'static str)>,
+    /// What an absolute target names.
+    authority: Option<Range<usize>>,
     host: Option<Range<usize>>,
     headers: usize,
     header_bytes: usize,
@@ -130,11 +130,11 @@ impl Head {
             [b'/', ..] => {}
             b"*" if method == b"OPTIONS" => {}
             _ => {
-                let schemes = [(&b"http://"[..], ":80"), (b"https://", ":443")];
+                let schemes = [&b"http://"[..], b"https://"];
                 let known = schemes
                     .iter()
-                    .find(|(scheme, _)| target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme)));
-                let Some((scheme, port)) = known else { return malformed("the target is neither a path nor a URL") };
+                    .find(|scheme| target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme)));
+                let Some(scheme) = known else { return malformed("the target is neither a path nor a URL") };
                 let rest = target.get(scheme.len()..).unwrap_or_default();
                 let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
                 let authority = rest.get(..end).unwrap_or_default();
@@ -142,7 +142,7 @@ impl Head {
                     return Err(Kind::Host.because("the target names no host"));
                 }
                 let start = start + scheme.len();
-                self.authority = Some((start..start + end, port));
+                self.authority = Some(start..start + end);
             }
         }
         Ok(())
@@ -180,7 +180,8 @@ impl Head {
                 false => Err(Kind::Expectation.because("nobody here does what it expects")),
             },
             7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                self.upgrade = !self.http_1_0;
+                // The engine passes no other on, so no other is granted.
+                self.upgrade |= !self.http_1_0 && value.trim_ascii().eq_ignore_ascii_case(b"websocket");
                 Ok(())
             }
             14 if same(name, b"content-length") => self.length(name, value.trim_ascii()),
@@ -241,9 +242,9 @@ impl Head {
         let host = self.host.as_ref().map(part);
         match (host, &self.authority) {
             (None, _) if !self.http_1_0 => return Err(Kind::Host.because("there is no Host header")),
-            (Some(host), Some((authority, port))) => {
-                let plain = |name: &[u8]| name.strip_suffix(port.as_bytes()).unwrap_or(name).to_ascii_lowercase();
-                if plain(host) != plain(part(authority)) {
+            (Some(host), Some(authority)) => {
+                // To the letter, as the engine has it.
+                if host != part(authority) {
                     return Err(Kind::Host.because("the target and the Host header name two hosts"));
                 }
             }
@@ -256,6 +257,9 @@ impl Head {
             (Some(Coding::Chunked), _) => Body::Chunked,
             (None, length) => Body::Length(length.unwrap_or_default()),
         };
+        if self.upgrade && body != Body::Length(0) {
+            return Err(Kind::Framing.because("another protocol is asked for with a body"));
+        }
         Ok(Whole { length, body, upgrade: self.upgrade })
     }
 }
@@ -272,7 +276,9 @@ pub fn faulty(authority: &str, target: usize, headers: &HeaderMap, policy: &Poli
     if target > policy.target_bytes {
         return Some(Kind::Target.because("the target is too long"));
     }
-    if headers.len() > policy.headers {
+    // Cookies come in crumbs (RFC 9113, section 8.2.3): together they are one.
+    let crumbs = headers.get_all(header::COOKIE).iter().count().saturating_sub(1);
+    if headers.len().saturating_sub(crumbs) > policy.headers {
         return Some(Kind::Headers.because("there are too many headers"));
     }
     let expects = headers.get(header::EXPECT).map(HeaderValue::as_bytes);
@@ -305,7 +311,7 @@ fn is_authority(text: &[u8]) -> bool {
         b.is_ascii_alphanumeric()
             || matches!(
                 b,
-                b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'='
+                b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'='
             )
     };
     let ported = match port {
@@ -342,7 +348,11 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), none),
             ("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), none),
             ("GET / HTTP/1.0\r\n\r\n".to_owned(), none),
-            ("GET http://a/x HTTP/1.1\r\nHost: A:80\r\n\r\n".to_owned(), none),
+            ("GET http://a:80/x HTTP/1.1\r\nHost: a:80\r\n\r\n".to_owned(), none),
+            ("GET http://a/x HTTP/1.1\r\nHost: a:80\r\n\r\n".to_owned(), Err(Host)),
+            ("GET / HTTP/1.1\r\nHost: a%41\r\n\r\n".to_owned(), Err(Host)),
+            (get("Upgrade: h2c\r\n"), none),
+            (post("Upgrade: websocket\r\nContent-Length: 1\r\n"), Err(Framing)),
             ("GET http://a?x HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), none),
             ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), none),
             ("GET /\u{e9}|\"<>^`{}\\ HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), none),
@@ -435,6 +445,10 @@ mod tests {
         for _ in 0..5 {
             many.append("x", HeaderValue::from_static("y"));
         }
+        let mut crumbs = HeaderMap::new();
+        for _ in 0..50 {
+            crumbs.append("cookie", HeaderValue::from_static("a=b"));
+        }
         odd.insert("expect", HeaderValue::from_static("miracles"));
         for (authority, target, headers, expected) in [
             ("a:80", 40, &few, None),
@@ -445,6 +459,7 @@ mod tests {
             ("a", 41, &few, Some(Kind::Target)),
             ("a", 1, &many, Some(Kind::Headers)),
             ("a", 1, &odd, Some(Kind::Expectation)),
+            ("a", 1, &crumbs, None),
         ] {
             assert_eq!(faulty(authority, target, headers, &policy).map(|fault| fault.kind), expected);
         }

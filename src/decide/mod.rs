@@ -1,5 +1,6 @@
 //! The journey of a request, once, in order. Deterministic; it neither waits nor writes.
 
+mod target;
 mod verdict;
 
 use std::cell::OnceCell;
@@ -18,16 +19,18 @@ use crate::regions::latency::Areas;
 use crate::regions::spill;
 use crate::regions::steering::{Asked, Candidate, Order, Why};
 use crate::regions::{Region, RegionId};
-use crate::request::{Facts, Moment, announced, hash, hash_ip, host_name, unit};
+use crate::request::{Facts, Moment, announced, hash, hash_ip, unit};
 use crate::respond::Refusal;
 use crate::routes::{Matched, Patience, Route};
 use crate::rules::View;
 use crate::rules::view::{Asker, Response, Target};
 use crate::snapshot::Snapshot;
-use crate::transforms::{Change, Rewritten};
+use crate::transforms::Change;
 use crate::upstream::plan::{Mode, Moved};
 use crate::upstream::{Plan, Start};
 use crate::waf::{Findings, Later, Matches, Ruling, challenge};
+pub use target::rewritten;
+use target::{over_tls, own_target, secured};
 pub use verdict::inspect;
 use verdict::{Limited, answered, judge, limit, stop};
 
@@ -202,8 +205,11 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
             view
         })
     };
-    if let Some((status, to)) = route.redirect.as_ref().and_then(|to| Some((to.status, to.render(view())?))) {
-        return trail.refuse(Refusal::Redirected { status }, Some(to));
+    if let Some(elsewhere) = &route.redirect {
+        let to = elsewhere.render(view());
+        // Where a part of the address is missing there is nowhere to go, and nobody else to ask.
+        let refusal = if to.is_some() { Refusal::Redirected { status: elsewhere.status } } else { Refusal::BadRequest };
+        return trail.refuse(refusal, to);
     }
     trail.class = snapshot.overload.class(view);
     match earlier {
@@ -264,20 +270,19 @@ pub fn resume(snapshot: &Snapshot, facts: &Facts<'_>, now: Moment, mode: Mode, e
     }
 
     // What the origin would see, for that is what the answer is of.
+    let mut own = None;
     if !applied.is_empty() || route.rewrite.is_some() {
         let mut changes = Changes { target: target.to_origin(), headers: snapshot.transforms.request(view(), &applied) };
         if let Some(rewrite) = &route.rewrite {
-            let (Rewritten { path, query }, mut own) = (rewrite.transform.target(view()), target.clone());
-            rewrite.strip_prefix.iter().for_each(|prefix| own.strip(prefix));
-            own.rewrite(path, query);
-            changes.target = own.to_origin();
+            own = own_target(route, view(), &target);
+            changes.target = own.clone().or(changes.target);
             rewrite.transform.request.changes(view(), &mut changes.headers);
         }
         trail.changes = (changes.target.is_some() || !changes.headers.is_empty()).then(|| Box::new(changes));
     }
 
     // Is the answer here already?
-    match snapshot.cache.look(route.cache, view) {
+    match snapshot.cache.look(route.cache, own.as_deref(), view) {
         cache::Asked::Off => {}
         cache::Asked::Bypass(bypass) => trail.bypass = Some(bypass),
         // One region's answer is wanted, and that of no other; or the origin hears of a certificate, and may answer to that.
@@ -408,25 +413,6 @@ pub fn asker<'a>(snapshot: &'a Snapshot, client: &ClientAddress, place: &'a Plac
     }
 }
 
-/// The path and query after every transform that applies, and which these are; each sees what those before
-/// it made.
-pub fn rewritten<'a>(
-    snapshot: &Snapshot,
-    facts: &Facts<'a>,
-    asker: Asker<'_>,
-    mut target: Target<'a>,
-) -> (Target<'a>, SmallVec<[u16; 4]>) {
-    let mut applied = SmallVec::new();
-    for nth in 0..snapshot.transforms.transforms.len() {
-        let view = View::new(facts, &target, asker);
-        if let Some(Rewritten { path, query }) = snapshot.transforms.rewrite(nth, &view) {
-            target.rewrite(path, query);
-            applied.push(u16::try_from(nth).unwrap_or(u16::MAX));
-        }
-    }
-    (target, applied)
-}
-
 /// What transforms change of a response's headers. Limits that wait for the response count it.
 pub fn responded(
     snapshot: &Snapshot,
@@ -470,26 +456,10 @@ pub fn stored_under(snapshot: &Snapshot, facts: &Facts<'_>, decision: &Decision,
     let route = snapshot.route(routed(snapshot, facts, &target, asker)?.route)?;
     let mut view = View::new(facts, &target, asker);
     view.route = Some(&route.name);
-    match snapshot.cache.look(route.cache, || &view) {
+    match snapshot.cache.look(route.cache, own_target(route, &view, &target).as_deref(), || &view) {
         cache::Asked::Lookup(lookup) => Some(lookup.key),
         cache::Asked::Off | cache::Asked::Bypass(_) => None,
     }
-}
-
-/// Did the client come over TLS, to us or to a proxy that we trust?
-fn over_tls(facts: &Facts<'_>, client: &ClientAddress) -> bool {
-    facts.tls
-        || (client.trusted_peer && facts.header("x-forwarded-proto").is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")))
-}
-
-/// Where a request is at home over TLS.
-fn secured(facts: &Facts<'_>, port: u16) -> Option<HeaderValue> {
-    if facts.host.is_empty() || !facts.path.starts_with('/') {
-        return None;
-    }
-    let port = if port == 443 { String::new() } else { format!(":{port}") };
-    let query = facts.query.map(|query| format!("?{query}")).unwrap_or_default();
-    HeaderValue::try_from(format!("https://{}{port}{}{query}", host_name(facts.host), facts.path)).ok()
 }
 
 /// Does the client insist on a region?

@@ -54,7 +54,8 @@ pub async fn read(session: &mut Session, limit: usize, patience: Duration) -> Re
 
 /// A body whose length nobody knew before has an end, too.
 pub fn measure(session: &Session, ctx: &mut Context) -> Result<()> {
-    let most = ctx.route().and_then(|route| route.max_body);
+    // What goes through a tunnel is no body.
+    let most = ctx.route().and_then(|route| route.max_body).filter(|_| !session.as_downstream().was_upgraded());
     if most.is_some_and(|most| session.as_downstream().body_bytes_read() as u64 > most) {
         ctx.stopped = Some(Refusal::BodyTooLarge);
         return Err(Error::new(ErrorType::HTTPStatus(Refusal::BodyTooLarge.status())).into_down());

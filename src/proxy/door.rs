@@ -16,6 +16,8 @@ use crate::connections::{Code, Fault, Frames, Gate, Kind, Part, Patience, Policy
 
 /// As much as waits of what came after a request for another protocol, before that has its answer.
 const ASKED: usize = 4 << 10;
+/// A timer that nobody looks at for this long after its time was not waited for.
+const MISSED: Duration = Duration::from_secs(1);
 /// Read at once of a head that comes in pieces.
 const PIECE: usize = 4 << 10;
 
@@ -34,6 +36,8 @@ pub struct Door {
     held: BytesMut,
     /// So much at its beginning may be.
     passed: usize,
+    /// Something is wrong with what comes behind what was handed on.
+    wrong: Option<Fault>,
     /// Something is wrong, and nothing is read any more.
     over: bool,
     /// And is to be said, over HTTP/2.
@@ -78,8 +82,13 @@ impl Waits {
         if rate.is_none() {
             return Poll::Pending;
         }
-        let since = *self.since.get_or_insert_with(Instant::now);
-        self.timer.poll(since + self.patience.left(), cx)
+        let now = Instant::now();
+        let due = self.since.map(|since| since + self.patience.left());
+        // Long after its time nobody was waiting: whoever is, is woken.
+        if due.is_none_or(|due| now > due + MISSED) {
+            self.since = Some(now);
+        }
+        self.timer.poll(self.since.unwrap_or(now) + self.patience.left(), cx)
     }
 
     /// It moved.
@@ -109,6 +118,7 @@ impl Door {
             reader,
             held: came,
             passed,
+            wrong: None,
             over: false,
             farewell: None,
             sent: Sent::default(),
@@ -141,16 +151,19 @@ impl Door {
         }
     }
 
-    /// `bytes` are about to go to the client.
-    pub fn writes(&mut self, bytes: &[u8]) {
+    /// `bytes` are about to go to the client, in answer to its `nth` request. Nothing passes behind a request for another
+    /// protocol, so the first bytes in answer to it are its answer's head.
+    pub fn writes(&mut self, bytes: &[u8], nth: u32) {
         let Reader::Gate(gate) = &mut self.reader else { return };
-        if gate.part() != Part::Answer {
+        if gate.part() != Part::Answer || gate.requests() != nth {
             return;
         }
         // RFC 9110, section 15.2: interim answers are none, but for the one that grants it.
         let Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', status @ ..]) = bytes.get(..12) else { return };
         if !status.starts_with(b"1") || status == b"101" {
             gate.answered(status == b"101");
+            // What waits had to.
+            self.began = self.began.map(|_| Instant::now());
             if let Some(reader) = self.asked.take() {
                 reader.wake();
             }
@@ -161,15 +174,15 @@ impl Door {
     /// of HTTP/2 by one name.
     pub fn instead(&self, bytes: &[u8]) -> Option<(usize, [u8; 4])> {
         let Reader::Frames(frames) = &self.reader else { return None };
-        let place = self.sent.clone().feed(bytes).filter(|_| frames.cannot_unpack())?;
+        let place = self.sent.clone().feed(bytes).1.filter(|_| frames.cannot_unpack())?;
         Some((place, (Code::Compression as u32).to_be_bytes()))
     }
 
     /// `bytes` were taken for the client.
     pub fn wrote(&mut self, bytes: &[u8]) {
         if let Reader::Frames(frames) = &mut self.reader {
-            frames.wrote(bytes.len());
-            let _ = self.sent.feed(bytes);
+            let (answers, _) = self.sent.feed(bytes);
+            frames.wrote(bytes.len(), answers);
         }
     }
 
@@ -192,11 +205,19 @@ impl Door {
             if self.over {
                 return Poll::Pending;
             }
+            if let Some(fault) = self.wrong.take() {
+                self.fail(fault, told)?;
+                continue;
+            }
             match &mut self.reader {
                 Reader::Frames(_) => return self.poll_frames(io, cx, buf, told),
                 Reader::Gate(gate) => match (gate.part() == Part::Body, gate.feed(&self.held)) {
                     (_, Ok(0)) => {}
                     (body, Ok(n)) => {
+                        if !body {
+                            // Every body has a patience of its own.
+                            (self.waits.patience, self.waits.since) = (Patience::default(), None);
+                        }
                         self.passed = n;
                         self.began = (self.held.len() > n).then(Instant::now);
                         self.body = body;
@@ -230,6 +251,7 @@ impl Door {
             }
             let new = buf.filled().get(before..).unwrap_or_default();
             if new.is_empty() {
+                self.began = self.began.or_else(|| Some(Instant::now()));
                 continue;
             }
             let Reader::Gate(gate) = &mut self.reader else { continue };
@@ -257,12 +279,12 @@ impl Door {
             }
             self.held.extend_from_slice(new.get(at..).unwrap_or_default());
             buf.set_filled(before + at);
-            if !self.held.is_empty() {
+            // Empty lines between requests are nothing that has begun.
+            if self.held.iter().any(|b| !matches!(b, b'\r' | b'\n')) {
                 self.began = Some(Instant::now());
             }
-            if let Some(fault) = wrong {
-                self.fail(fault, told)?;
-            }
+            // What came before it is good, and may be all of another request.
+            self.wrong = wrong;
             if at > 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -456,6 +478,51 @@ mod tests {
         assert_eq!(client.read().await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         // 20 seconds to begin with, and 4 for what came.
         assert_eq!((client.told, before.elapsed().as_secs()), (vec![(1, Kind::SlowBody)], 24));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_good_before_a_fault_is_handed_on() {
+        const GOOD: &str = "GET /1 HTTP/1.1\r\nHost: a\r\n\r\n";
+        const BAD: &str = "POST /2 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
+        let mut client = Client::new(b"", false);
+        client.far.write_all(format!("{GOOD}{BAD}").as_bytes()).await.unwrap();
+        let (head, _) = BAD.split_at(BAD.len() - 4);
+        assert_eq!(client.read().await.unwrap(), format!("{GOOD}{head}"));
+        assert!(client.read().await.is_err());
+        assert_eq!(client.told, [(2, Kind::Framing)]);
+        let mut client = Client::new(b"", false);
+        client.far.write_all(format!("{GOOD}GET / HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+        assert_eq!(client.read().await.unwrap(), GOOD);
+        assert!(client.read().await.unwrap().contains("Host: -"));
+        assert_eq!(client.told, [(2, Kind::Host)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_empty_line_is_no_head() {
+        let mut client = Client::new(b"", false);
+        client.far.write_all(b"\r\n").await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_secs(300), client.read()).await.is_err());
+        client.far.write_all(b"GET").await.unwrap();
+        let before = Instant::now();
+        client.read().await.unwrap();
+        assert_eq!((client.told, before.elapsed().as_secs()), (vec![(1, Kind::HeaderTimeout)], 10));
+    }
+
+    /// Bytes that look like a head are no answer to another request.
+    #[tokio::test(start_paused = true)]
+    async fn only_its_own_answer_grants_a_request() {
+        const TWO: &[u8] = b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n";
+        let mut client = Client::new(b"", false);
+        client.far.write_all(TWO).await.unwrap();
+        client.read().await.unwrap();
+        client.far.write_all(b"\x81\x00").await.unwrap();
+        client.door.writes(b"HTTP/1.1 200 OK\r\n\r\n", 1);
+        client.door.writes(b"HTTP/1.1 101 in a body", 1);
+        assert!(tokio::time::timeout(Duration::from_secs(5), client.read()).await.is_err());
+        client.door.writes(b"HTTP/1.1 100 Continue\r\n\r\n", 2);
+        assert!(tokio::time::timeout(Duration::from_secs(5), client.read()).await.is_err());
+        client.door.writes(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", 2);
+        assert_eq!(client.read().await.unwrap().len(), 4, "the replacement character has three bytes");
     }
 
     #[tokio::test(start_paused = true)]

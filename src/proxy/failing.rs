@@ -103,7 +103,13 @@ pub async fn told(session: &mut Session, e: &Error, ctx: &mut Context) -> FailTo
     // Whatever is left of the request's body must not be read as the next request.
     session.set_keepalive(None);
     match answer(session, ctx, refusal).await {
-        Ok(()) => nothing(refusal.status()),
+        Ok(()) => {
+            if !session.as_downstream().is_http2() {
+                // The engine drops the connection: what its client is still sending would have the system take the answer back.
+                session.as_downstream_mut().shutdown().await;
+            }
+            nothing(refusal.status())
+        }
         Err(error) => {
             tracing::debug!(%error, "the client left before its answer");
             nothing(0)

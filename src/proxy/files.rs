@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::io;
 
 use async_trait::async_trait;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -55,6 +55,7 @@ async fn answer(
     mut request: Request<Incoming>,
 ) -> std::result::Result<Response<ServeFileSystemResponseBody>, Infallible> {
     let hidden = is_hidden(request.uri().path());
+    let folder_of = request.uri().path().rsplit('/').next().map(|name| format!("{name}/"));
     let served = async {
         if let Some(known) = request.headers_mut().remove(header::IF_RANGE) {
             // RFC 9110, section 13.1.5: a part, but only of what the client has the rest of.
@@ -74,16 +75,15 @@ async fn answer(
     let status = match hidden {
         true => StatusCode::NOT_FOUND,
         false => match served.await {
-            Ok(response) => return Ok(response),
-            // What nobody may read is not there either.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::PermissionDenied
-                ) =>
-            {
-                StatusCode::NOT_FOUND
+            Ok(mut response) => {
+                // Relative: what its client calls the folder may be rewritten on the way.
+                let place = response.headers_mut().get_mut(header::LOCATION);
+                if let (Some(place), Some(Ok(name))) = (place, folder_of.map(|name| HeaderValue::try_from(format!("./{name}")))) {
+                    *place = name;
+                }
+                return Ok(response);
             }
+            Err(error) if is_not_there(&error) => StatusCode::NOT_FOUND,
             Err(error) => {
                 tracing::warn!(%error, "a file cannot be read");
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -101,8 +101,19 @@ fn is_current(known: &[u8], now: &HeaderMap) -> bool {
     !weak && [header::ETAG, header::LAST_MODIFIED].iter().any(|name| now.get(name).is_some_and(|value| value.as_bytes() == known))
 }
 
-/// Does a name on the way begin with a dot? Nobody meant it to be seen (`.git`, `.env`); RFC 8615 means one.
+/// What nobody may read, or what cannot be a name, is not there either.
+fn is_not_there(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | NotADirectory | IsADirectory | PermissionDenied | InvalidInput | InvalidFilename)
+}
+
+/// Does a name on the way begin with a dot? Nobody meant it to be seen (`.git`, `.env`); RFC 8615 means one. Nor may a name have
+/// a slash in it: to rules and routes it is one name, and to the system it would be two.
 fn is_hidden(path: &str) -> bool {
+    let slash = |w: &[u8]| w.eq_ignore_ascii_case(b"%2f") || w.eq_ignore_ascii_case(b"%5c");
+    if path.as_bytes().windows(3).any(slash) {
+        return true;
+    }
     let decoded = url_decode(path.as_bytes(), false);
     let mut names = decoded.split(|b| matches!(b, b'/' | b'\\'));
     names.any(|name| name.starts_with(b".") && name != b".well-known")
@@ -164,6 +175,8 @@ mod tests {
             "/a\\.env",
             "/a%5c.env",
             "/a%2f.env",
+            "/private%2Fx.html",
+            "/a%5Cb",
         ] {
             assert!(is_hidden(path), "{path}");
         }

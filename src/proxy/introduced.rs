@@ -89,6 +89,14 @@ pub fn introduction(version: ProxyVersion, from: SocketAddr, to: SocketAddr) -> 
     }
 }
 
+/// The header of who speaks for nobody else.
+pub fn ourselves(version: ProxyVersion) -> &'static [u8] {
+    match version {
+        ProxyVersion::V1 => b"PROXY UNKNOWN\r\n",
+        ProxyVersion::V2 => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+    }
+}
+
 fn binary(addresses: impl Into<v2::Addresses>) -> io::Result<Vec<u8>> {
     v2::Builder::with_addresses(v2::Version::Two | v2::Command::Proxy, v2::Protocol::Stream, addresses).build()
 }
@@ -100,6 +108,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_is_read() {
         for version in [ProxyVersion::V1, ProxyVersion::V2] {
+            assert_eq!(read(ourselves(version)).await, (Ok(None), 0), "{version:?}");
             for (from, to, read_as) in [
                 ("192.0.2.1:4711", "127.0.0.1:80", "192.0.2.1:4711"),
                 ("[2001:db8::1]:4711", "[::1]:80", "[2001:db8::1]:4711"),

@@ -10,7 +10,7 @@ mod facts;
 mod failing;
 mod files;
 mod headers;
-mod introduced;
+pub mod introduced;
 mod journey;
 pub mod listen;
 mod patient;

@@ -1,8 +1,9 @@
 //! Attempts as Pingora's peers, and Pingora's errors as failures.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,11 +14,11 @@ use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use pingora::{Error, ErrorType, Result};
 
 use super::files::FilesConnect;
+use super::introduced::ourselves;
 use super::patient::{HeaderDeadline, IntroducingConnect, PatientConnect};
 use crate::config::units::Scheme;
 use crate::regions::endpoint::{Address, Endpoint};
 use crate::regions::{Tls, Upstream};
-use crate::request::hash;
 use crate::upstream::{Attempt, Failure};
 
 /// How long a connection to an upstream may idle in the pool. Node's and uvicorn's servers close after
@@ -109,7 +110,9 @@ pub fn peer(
     }
     if let Some(introduction) = &introduction {
         // Whoever has another one has another connection.
-        peer.group_key ^= hash(introduction);
+        // (Keyed: nobody can make one that hashes as another's does.)
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        peer.group_key ^= KEY.hash_one(introduction);
         peer.options.custom_l4 = Some(Arc::new(IntroducingConnect(introduction.clone())));
     }
     let options = &mut peer.options;
@@ -138,6 +141,10 @@ pub fn plain(upstream: &Upstream, endpoint: &Endpoint, prepared: &Prepared) -> R
         Address::Inet(address) => HttpPeer::new(*address, upstream.tls.is_some(), sni),
         Address::Unix(path) => HttpPeer::new_uds(path, upstream.tls.is_some(), sni)?,
     });
+    if let Some(version) = upstream.introduces {
+        // Who asks for itself, as health checks do.
+        peer.options.custom_l4 = Some(Arc::new(IntroducingConnect(Bytes::from_static(ourselves(version)))));
+    }
     // Pingora keeps connections apart by address and name, but not by what they were verified with.
     peer.group_key = upstream.pool;
     peer.options.max_h2_streams = H2_STREAMS;

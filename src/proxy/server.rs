@@ -140,9 +140,8 @@ impl Stop {
         let (sockets, state) = (self.sockets.clone(), self.state.clone());
         let given = tokio::task::spawn_blocking(move || {
             let Some(path) = &sockets.path else { return Err(std::io::Error::other("there is no `upgrade_socket`")) };
-            (sockets.let_go)(&state);
             let all: Vec<_> = sockets.all.iter().map(|(address, socket)| (address.clone(), socket.as_fd())).collect();
-            upgrade::give(path, &all)
+            upgrade::give(path, &all, || (sockets.let_go)(&state))
         });
         match given.await.map_err(std::io::Error::other).and_then(|given| given) {
             Ok(()) => true,
@@ -168,8 +167,10 @@ impl ShutdownSignalWatch for Stop {
                     return ShutdownSignal::FastShutdown;
                 }
             }
-            if self.hand_over().await {
-                break true;
+            let mut meanwhile = stops.clone();
+            tokio::select! {
+                over = self.hand_over() => if over { break true },
+                _ = meanwhile.wait_for(|stops| stops.asked) => break false,
             }
         };
         let grace = self.state.live.load().snapshot.grace;

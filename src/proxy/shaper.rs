@@ -118,6 +118,10 @@ impl HttpModule for Shaper {
     }
 
     fn response_trailer_filter(&mut self, trailers: &mut Option<Box<HeaderMap>>) -> Result<Option<Bytes>> {
+        // What waits to be compressed comes before them, and the engine takes one or the other.
+        if let Some(rest) = self.shape(None, true)? {
+            return Ok(Some(rest));
+        }
         match trailers {
             Some(trailers) => self.grpc_web.response_trailer_filter(trailers),
             None => Ok(None),

@@ -312,7 +312,7 @@ impl AsyncWrite for ClientStream {
             return Poll::Ready(Ok(buf.len()));
         }
         if let Some(door) = &mut this.door {
-            door.writes(buf);
+            door.writes(buf, this.between.requests.load(Ordering::Relaxed));
             if let Some((place, instead)) = door.instead(buf) {
                 let mut patched = buf.to_vec();
                 if let Some(code) = patched.get_mut(place..place + instead.len()) {

@@ -144,7 +144,7 @@ pub struct Upstream {
 /// A folder of files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Files {
-    /// Its name, without links.
+    /// Its whole name.
     pub root: PathBuf,
     /// `index.html` of a folder is served in its place.
     pub index: bool,

@@ -59,7 +59,7 @@ impl Gathered {
         files: &config::Certificate,
         known: &KnownCertificates,
     ) -> Option<Arc<Certificate>> {
-        if !files.cert.exists() {
+        if !files.cert.exists() && !known.contains_key(files) {
             self.inputs.push(Input::now(files.cert.clone()));
             return None;
         }

@@ -300,12 +300,12 @@ impl Gathered {
         }
     }
 
-    /// A folder of files, by its name without links.
+    /// A folder of files, by its whole name. Links stay links: a new release takes the place of the old one by one.
     fn root(&mut self, paths: &Paths, at: &KeyPath, root: &Path) {
         let path = paths.resolve(root);
-        let found = path.canonicalize().and_then(|path| match path.is_dir() {
+        let found = std::path::absolute(&path).and_then(|path| match path.is_dir() {
             true => Ok(path),
-            false => Err(std::io::ErrorKind::NotADirectory.into()),
+            false => Err(std::fs::metadata(&path).err().unwrap_or(std::io::ErrorKind::NotADirectory.into())),
         });
         match found {
             Ok(found) => {

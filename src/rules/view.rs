@@ -61,11 +61,12 @@ impl<'a> Target<'a> {
             let rest = path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
             Some(if rest.is_empty() { "/".to_owned() } else { rest.to_owned() })
         };
+        let Some(known) = rest(&self.path) else { return };
+        // Byte for byte, but only where that is the same to whoever resolves it: dots may climb over what is taken off.
         let sent = if self.rewritten.0 { None } else { rest(self.raw_path) };
-        if let Some(rest) = sent.or_else(|| rest(&self.path)) {
-            self.path = Cow::Owned(rest);
-            self.rewritten.0 = true;
-        }
+        let sent = sent.filter(|sent| !sent.starts_with("//") && normalise::path(sent) == known);
+        self.path = Cow::Owned(sent.unwrap_or(known));
+        self.rewritten.0 = true;
     }
 
     /// What the origin gets in place of what was sent, if that was rewritten.

@@ -217,6 +217,10 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
             compiler.error(key_path!["connections", key], "expected at least `1s`");
         }
     }
+    if connections.keepalive < connections.header_timeout {
+        // The engine's wait for a next request ends with all of its head.
+        compiler.error(key_path!["connections", "keepalive"], "expected at least `header_timeout`");
+    }
     let grace = shutdown.grace.0;
 
     compiler.lists = compiler.lists(lists);

@@ -34,8 +34,10 @@ use crate::state::State;
 const LOOK: Duration = Duration::from_secs(10);
 /// How often nodes look for what an authority may ask them.
 const SHARE: Duration = Duration::from_secs(1);
-/// After a failure; doubled by each that follows. Authorities refuse whoever fails five times in an hour.
-const AGAIN: Duration = Duration::from_secs(60);
+/// After a failure; doubled by each that follows. Let's Encrypt refuses whoever fails five times in an hour.
+const AGAIN: Duration = Duration::from_secs(5 * 60);
+/// How long to wait for another node that makes the account.
+const ACCOUNT_WAIT: Duration = Duration::from_secs(30);
 /// As long as it gets.
 const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
 /// For all steps of one order together.
@@ -78,18 +80,21 @@ pub async fn run(state: Arc<State>) {
                 if failed.is_some_and(|failed| failed.next > Instant::now()) || !is_due(&file) {
                     continue;
                 }
+                // A share that is away for a while is no reason to ask for all of it anew.
+                if !acme.storage.exists() && is_shown(&state, &file) {
+                    continue;
+                }
                 let count = failed.map_or(0, |failed| failed.count);
                 // One way may be closed: the other is tried next.
                 let way = if over_http && count.is_multiple_of(2) { ChallengeType::Http01 } else { ChallengeType::TlsAlpn01 };
                 let got = tokio::time::timeout(PATIENCE, get(&acme, name, way)).await;
                 match got.unwrap_or_else(|_| Err(anyhow::anyhow!("it took longer than {PATIENCE:?}"))) {
-                    Ok(ended) => {
+                    Ok(Ended::Got) => {
                         failures.remove(&file);
-                        if let Ended::Got = ended {
-                            tracing::info!(name, directory = acme.directory, "got a certificate");
-                            state.metrics.connection.ordered(true);
-                        }
+                        tracing::info!(name, directory = acme.directory, "got a certificate");
+                        state.metrics.connection.ordered(true);
                     }
+                    Ok(Ended::Elsewhere) => {}
                     Err(error) => {
                         let wait = AGAIN.saturating_mul(1 << count.min(10)).min(LONGEST).mul_f64(0.8 + 0.4 * fastrand::f64());
                         tracing::error!(name, directory = acme.directory, error = %format!("{error:#}"), ?wait, "no certificate");
@@ -112,10 +117,22 @@ fn wanted(state: &State) -> Vec<(Arc<Acme>, bool)> {
     all.map(|acme| (acme, over_http)).collect()
 }
 
-/// A certificate is renewed once two thirds of its life are over; one that cannot be read is none.
+/// Is a certificate of this file shown to clients?
+fn is_shown(state: &State, file: &Path) -> bool {
+    let live = state.live.load();
+    let mut tls = live.snapshot.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+    tls.any(|tls| tls.certificates.all.iter().any(|certificate| certificate.path == file))
+}
+
+/// A certificate is renewed once two thirds of its life are over; one that is broken is none.
 fn is_due(file: &Path) -> bool {
+    let pem = match fs::read(file) {
+        Ok(pem) => pem,
+        // What cannot be read now may be good.
+        Err(error) => return error.kind() == io::ErrorKind::NotFound,
+    };
     let due = || {
-        let der = CertificateDer::from_pem_file(file).ok()?;
+        let der = CertificateDer::from_pem_slice(&pem).ok()?;
         let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
         let at = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or_default();
         let (from, to) = (at(certificate.validity().not_before), at(certificate.validity().not_after));
@@ -204,9 +221,17 @@ async fn account(acme: &Acme) -> anyhow::Result<Account> {
         None => Account::builder(),
     };
     // One account for all nodes: whoever makes it makes it alone.
-    let Some(_lock) = locked(acme, "account")? else { bail!("another node makes one") };
+    let until = Instant::now() + ACCOUNT_WAIT;
+    let lock = loop {
+        match locked(acme, "account")? {
+            Some(lock) => break lock,
+            None if Instant::now() < until => tokio::time::sleep(SHARE).await,
+            None => bail!("another node makes one, and does not come to an end"),
+        }
+    };
     match fs::read(acme.storage.join(ACCOUNT)) {
         Ok(bytes) => {
+            drop(lock);
             let credentials: AccountCredentials = serde_json::from_slice(&bytes).with_context(|| format!("`{ACCOUNT}`"))?;
             return Ok(builder()?.from_credentials(credentials).await?);
         }

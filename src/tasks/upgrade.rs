@@ -20,7 +20,7 @@ use rustix::net::{
 const WAIT: Duration = Duration::from_secs(60);
 /// How long the old one looks for the new one.
 const LOOK: Duration = Duration::from_secs(10);
-/// How long a process may take to begin, with all it has to read.
+/// How long the sockets may take, once the old process is there: it writes down what only one process may have.
 const BEGIN: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -97,8 +97,9 @@ pub fn take(path: &Path) -> io::Result<Taken> {
     Ok(Taken { sockets: addresses.into_iter().zip(sockets).collect(), old })
 }
 
-/// Gives these sockets to the process that waits at `path`; returns once that serves. Blocks.
-pub fn give(path: &Path, sockets: &[(String, BorrowedFd<'_>)]) -> io::Result<()> {
+/// Gives these sockets to the process that waits at `path`; returns once that serves. `let_go` is called when it is there, before
+/// it gets anything. Blocks.
+pub fn give(path: &Path, sockets: &[(String, BorrowedFd<'_>)], let_go: impl FnOnce()) -> io::Result<()> {
     let until = Instant::now() + LOOK;
     let mut new = loop {
         match UnixStream::connect(path) {
@@ -108,6 +109,7 @@ pub fn give(path: &Path, sockets: &[(String, BorrowedFd<'_>)]) -> io::Result<()>
         }
     };
     is_ours(&new)?;
+    let_go();
     let (addresses, descriptors): (Vec<&String>, Vec<BorrowedFd<'_>>) =
         sockets.iter().map(|(address, fd)| (address, *fd)).unzip();
     let text = serde_json::to_vec(&addresses)?;
@@ -119,7 +121,7 @@ pub fn give(path: &Path, sockets: &[(String, BorrowedFd<'_>)]) -> io::Result<()>
     control.push(SendAncillaryMessage::ScmRights(&descriptors));
     let sent = sendmsg(&new, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL)?;
     new.write_all(text.get(sent..).unwrap_or_default())?;
-    new.set_read_timeout(Some(BEGIN))?;
+    // However long it takes to begin: should it end, so does this.
     let mut answer = [0];
     match new.read_exact(&mut answer) {
         Ok(()) if answer == [SERVING] => Ok(()),
@@ -154,7 +156,7 @@ mod tests {
             std::thread::spawn(move || take(&path))
         };
         let gives = std::thread::spawn(move || {
-            give(&path, &[("a:1".to_owned(), listener.as_fd()), ("b:2".to_owned(), listener.as_fd())])
+            give(&path, &[("a:1".to_owned(), listener.as_fd()), ("b:2".to_owned(), listener.as_fd())], || {})
         });
         let mut taken = waits.join().unwrap().unwrap();
         let own = taken.socket("a:1").unwrap();
@@ -174,7 +176,7 @@ mod tests {
             let path = path.clone();
             std::thread::spawn(move || take(&path).map(drop))
         };
-        assert!(give(&path, &[]).unwrap_err().to_string().contains("before it served"));
+        assert!(give(&path, &[], || {}).unwrap_err().to_string().contains("before it served"));
         waits.join().unwrap().unwrap();
         std::fs::write(&path, "mine").unwrap();
         assert!(take(&path).is_err());

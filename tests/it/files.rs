@@ -56,6 +56,7 @@ async fn files_are_served() {
         ("/..%2fsecret.txt", 404, "", ""),
         ("/sub/..%5c..%5csecret.txt", 404, "", ""),
         ("//../secret.txt", 404, "", ""),
+        ("/sub%2Findex.html", 404, "", ""),
         ("/%00", 404, "", ""),
     ] {
         let answer = edge.get(path, &[]).await;
@@ -63,7 +64,7 @@ async fn files_are_served() {
         assert_eq!((answer.status, answer.text().as_str(), kind_is), (status, body, true), "{path}: {}", answer.head);
         assert!(answer.complete);
     }
-    assert_eq!(edge.get("/sub", &[]).await.header("location"), Some("/sub/"));
+    assert_eq!(edge.get("/sub", &[]).await.header("location"), Some("./sub/"));
     let answer = edge.request("POST", "/", &[], b"x").await;
     assert_eq!((answer.status, answer.header("allow")), (405, Some("GET,HEAD")), "{}", answer.head);
     let head = edge.request("HEAD", "/a%20b.txt", &[], b"").await;

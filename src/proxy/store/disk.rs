@@ -246,7 +246,8 @@ impl Disk {
 
     /// Opens what is there; a broken file is deleted. Blocks.
     pub fn get(&self, slot: u128) -> Option<(Head, Stored)> {
-        if self.index.get(&slot).is_none() && self.is_known() {
+        // Another process may have the folder, and purge what is in it.
+        if self.closed.load(Ordering::Acquire) || (self.index.get(&slot).is_none() && self.is_known()) {
             return None;
         }
         let opened = Stored::open(&place(&self.path, slot));
