@@ -242,11 +242,9 @@ impl Head {
         let host = self.host.as_ref().map(part);
         match (host, &self.authority) {
             (None, _) if !self.http_1_0 => return Err(Kind::Host.because("there is no Host header")),
-            (Some(host), Some(authority)) => {
-                // To the letter, as the engine has it.
-                if host != part(authority) {
-                    return Err(Kind::Host.because("the target and the Host header name two hosts"));
-                }
+            // To the letter, as the engine has it.
+            (Some(host), Some(authority)) if host != part(authority) => {
+                return Err(Kind::Host.because("the target and the Host header name two hosts"));
             }
             _ => {}
         }

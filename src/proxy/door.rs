@@ -186,13 +186,14 @@ impl Door {
         }
     }
 
-    /// Reads what may be read. An error: what is wrong, with a request whose head has passed; of one whose head is
+    /// Reads what may be read; the client's `served`th request is being served. An error: what is wrong, with a request whose head has passed; of one whose head is
     /// wrong a stand-in comes.
     pub fn poll_read<R: AsyncRead + Unpin>(
         &mut self,
         io: &mut R,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
+        served: u32,
         told: &mut impl FnMut(u32, Fault),
     ) -> Poll<io::Result<()>> {
         loop {
@@ -205,7 +206,14 @@ impl Door {
             if self.over {
                 return Poll::Pending;
             }
-            if let Some(fault) = self.wrong.take() {
+            if let Some(fault) = self.wrong {
+                // In the body of a request that is not served yet: until it is, the one before it has its answer to wait for.
+                if let Reader::Gate(gate) = &self.reader
+                    && gate.part() != Part::Head
+                    && gate.requests() > served
+                {
+                    return Poll::Pending;
+                }
                 self.fail(fault, told)?;
                 continue;
             }
@@ -224,7 +232,7 @@ impl Door {
                         continue;
                     }
                     (_, Err(fault)) => {
-                        self.fail(fault, told)?;
+                        self.wrong = Some(fault);
                         continue;
                     }
                 },
@@ -244,8 +252,10 @@ impl Door {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    let Some(fault) = self.late(cx) else { return Poll::Pending };
-                    self.fail(fault, told)?;
+                    self.wrong = self.late(cx);
+                    if self.wrong.is_none() {
+                        return Poll::Pending;
+                    }
                     continue;
                 }
             }
@@ -337,6 +347,7 @@ impl Door {
     /// Nothing that comes is read any more. An error, if what came before was handed on already.
     fn fail(&mut self, fault: Fault, told: &mut impl FnMut(u32, Fault)) -> io::Result<()> {
         self.over = true;
+        self.wrong = None;
         let Reader::Gate(gate) = &self.reader else { return Err(io::ErrorKind::InvalidData.into()) };
         if gate.part() != Part::Head {
             told(gate.requests(), fault);
@@ -417,12 +428,14 @@ mod tests {
         near: DuplexStream,
         door: Door,
         told: Vec<(u32, Kind)>,
+        /// The request that is served.
+        served: u32,
     }
 
     impl Client {
         fn new(came: &[u8], http_2: bool) -> Self {
             let (far, near) = duplex(1 << 16);
-            Self { far, near, door: Door::new(came.into(), http_2, Arc::default()), told: Vec::new() }
+            Self { far, near, door: Door::new(came.into(), http_2, Arc::default()), told: Vec::new(), served: 1 }
         }
 
         async fn read(&mut self) -> io::Result<String> {
@@ -430,7 +443,9 @@ mod tests {
             let mut buf = ReadBuf::new(&mut space);
             let told = &mut self.told;
             std::future::poll_fn(|cx| {
-                self.door.poll_read(&mut self.near, cx, &mut buf, &mut |which, fault: Fault| told.push((which, fault.kind)))
+                self.door.poll_read(&mut self.near, cx, &mut buf, self.served, &mut |which, fault: Fault| {
+                    told.push((which, fault.kind))
+                })
             })
             .await?;
             Ok(String::from_utf8_lossy(buf.filled()).into_owned())
@@ -488,6 +503,9 @@ mod tests {
         client.far.write_all(format!("{GOOD}{BAD}").as_bytes()).await.unwrap();
         let (head, _) = BAD.split_at(BAD.len() - 4);
         assert_eq!(client.read().await.unwrap(), format!("{GOOD}{head}"));
+        let waits = tokio::time::timeout(Duration::from_secs(5), client.read()).await;
+        assert!(waits.is_err(), "the first has its answer to wait for");
+        client.served = 2;
         assert!(client.read().await.is_err());
         assert_eq!(client.told, [(2, Kind::Framing)]);
         let mut client = Client::new(b"", false);

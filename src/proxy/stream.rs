@@ -290,7 +290,8 @@ impl AsyncRead for ClientStream {
         }
         let Self { io, door, between, open, .. } = &mut *self;
         let Some(door) = door else { return Poll::Ready(Ok(())) };
-        let read = door.poll_read(io, cx, buf, &mut |which, fault| {
+        let served = between.requests.load(Ordering::Relaxed);
+        let read = door.poll_read(io, cx, buf, served, &mut |which, fault| {
             open.faulty(fault.kind);
             // There is one at most: nothing is read behind it.
             let _ = between.fault.set((which, fault));

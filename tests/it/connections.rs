@@ -138,19 +138,70 @@ async fn bodies_have_an_end() {
     assert!(answer.header("proxy-status").unwrap().contains("the size of a chunk"), "{}", answer.head);
 }
 
+/// A fault in a later request is that one's alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_before_a_fault_is_answered() {
+    let origin = Origin::always(ok("x")).await;
+    let edge = Portolan::start(&to(&origin.url(), "")).await;
+    let good = "POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n";
+    let bad = "POST /2 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\na\r\n0\r\n\r\n";
+    // In one piece, and on a connection that waits.
+    let back = String::from_utf8(exchange(&edge, format!("{good}{bad}").as_bytes()).await).unwrap();
+    let statuses: Vec<&str> = back.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["200", "400"], "{back}");
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    let mut buffer = Vec::new();
+    for _ in 0..2 {
+        stream.write_all(good.as_bytes()).await.unwrap();
+        let head = read_head(&mut stream, &mut buffer).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        read_body(&head, &mut stream, &mut buffer).await.unwrap();
+    }
+    stream.write_all(bad.as_bytes()).await.unwrap();
+    let back = String::from_utf8(all(&mut stream).await).unwrap();
+    assert!(back.starts_with("HTTP/1.1 400") && back.contains("the size of a chunk"), "{back}");
+}
+
+/// What goes through a tunnel is no body.
+#[tokio::test(flavor = "multi_thread")]
+async fn tunnels_have_no_longest_body() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_head(&mut stream, &mut Vec::new()).await.unwrap();
+        stream.write_all(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n").await.unwrap();
+        let mut all = vec![0; 5_000];
+        stream.read_exact(&mut all).await.unwrap();
+        stream.write_all(b"all of it").await.unwrap();
+    });
+    let edge = Portolan::start(&to(&url, "").replace("name: all", "name: all, max_body: 10B")).await;
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
+    read_head(&mut stream, &mut Vec::new()).await.unwrap();
+    for _ in 0..50 {
+        stream.write_all(&[b'x'; 100]).await.unwrap();
+    }
+    let back = all(&mut stream).await;
+    assert!(back.ends_with(b"all of it"), "{back:?}");
+}
+
 /// An answer is not lost because its client is still sending.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_on_hears_why_it_should_not() {
-    let origin = Origin::scripted(vec![]).await;
-    let edge = Portolan::start(&to(&origin.url(), "").replace("name: all", "name: all, max_body: 10B")).await;
-    let mut stream = TcpStream::connect(edge.address).await.unwrap();
-    stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n").await.unwrap();
-    let (mut read, mut write) = stream.split();
-    let body = vec![b'x'; 500_000];
-    let mut back = Vec::new();
-    let (written, read) = tokio::join!(write.write_all(&body), read.read_to_end(&mut back));
-    assert!(written.is_ok() && read.is_ok(), "{written:?} {read:?}");
-    assert_eq!(parse(&back, false).status, 413);
+    for length in ["Content-Length: 500000", "Transfer-Encoding: chunked"] {
+        let origin = Origin::always(Act::Hang).await;
+        let edge = Portolan::start(&to(&origin.url(), "").replace("name: all", "name: all, max_body: 10B")).await;
+        let mut stream = TcpStream::connect(edge.address).await.unwrap();
+        let chunk = if length.starts_with('T') { "7a120\r\n" } else { "" };
+        stream.write_all(format!("POST / HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n{chunk}").as_bytes()).await.unwrap();
+        let (mut read, mut write) = stream.split();
+        let body = vec![b'x'; 500_000];
+        let mut back = Vec::new();
+        let (written, read) = tokio::join!(write.write_all(&body), read.read_to_end(&mut back));
+        assert!(written.is_ok() && read.is_ok(), "{length}: {written:?} {read:?}");
+        assert_eq!(parse(&back, false).status, 413, "{length}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -390,5 +441,34 @@ async fn upstreams_are_told_who_connects() {
         let events = edge.get("/", &[("Accept", "text/event-stream"), ("X-Forwarded-For", "192.0.2.3")]).await;
         assert_eq!(events.text(), "events");
         assert_eq!(*seen.lock(), ["192.0.2.1", "192.0.2.2", "127.0.0.1", "192.0.2.3"], "{version}");
+    }
+}
+
+/// A health check speaks for nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_checks_introduce_themselves() {
+    for (version, begin) in [("v1", &b"PROXY UNKNOWN\r\n"[..]), ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut said = vec![0; begin.len()];
+                if stream.read_exact(&mut said).await.is_ok() && said == begin {
+                    read_head(&mut stream, &mut Vec::new()).await.unwrap();
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                }
+            }
+        });
+        let yaml = format!(
+            "regions: {{ a: {{ upstreams: [{{ url: \"http://{at}\", proxy_protocol: {version} }}], health_check: {{ interval: 1s }} }} }}\nroutes: [{{ name: all }}]\n"
+        );
+        let edge = Portolan::start(&yaml).await;
+        let wait = async {
+            while !edge.status().await.to_string().contains("status 200") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{version}: it is never healthy"));
     }
 }

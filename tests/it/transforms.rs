@@ -127,3 +127,26 @@ waf: {{ rules: [{{ id: by-what-was-asked, expression: 'http.request.uri.path eq 
     let moved = edge.get("/moved/x?a=1", &[]).await;
     assert_eq!((moved.status, moved.header("location")), (308, Some("https://new.example/moved/x?a=1")));
 }
+
+/// What a route makes of a target is a part of what it is stored under.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_is_of_one_rewriting() {
+    let fresh = |body: &str| {
+        Act::Send(format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\n{body}").into_bytes())
+    };
+    let origin = Origin::scripted(vec![fresh("gb"), fresh("jp"), fresh("g2")]).await;
+    let edge = Portolan::start(&format!(
+        "regions: {{ eu: {{ upstreams: [\"{}\"] }} }}\nroutes: [{{ name: all, cache: {{ enabled: true }}, rewrite: {{ path: {{ expression: 'concat(\"/\", lower(ip.src.country), http.request.uri.path)' }} }} }}]\n",
+        origin.url()
+    ))
+    .await;
+    let (gb, jp) = ([("X-Forwarded-For", "81.2.69.160")], [("X-Forwarded-For", "126.0.0.1")]);
+    for (client, body) in [(&gb, "gb"), (&jp, "jp"), (&gb, "gb"), (&jp, "jp")] {
+        assert_eq!(edge.get("/page", client).await.text(), body);
+    }
+    let paths: Vec<String> = origin.received().iter().map(|r| r.head.split(' ').nth(1).unwrap().to_owned()).collect();
+    assert_eq!(paths, ["/gb/page", "/jp/page"]);
+    // A purge knows it by what clients call it.
+    assert_eq!(edge.order("/cache/purge", r#"{ "hosts": ["localhost"] }"#).await.status, 200);
+    assert_eq!(edge.get("/page", &gb).await.text(), "g2");
+}
