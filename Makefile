@@ -14,7 +14,7 @@ test: deps test-deps
 bench: deps test-deps
 	$(CARGO) bench --bench decide --bench rules --bench limits
 	$(CARGO) build --profile bench --example bare
-	$(CARGO) bench --bench load --bench cache
+	$(CARGO) bench --bench load --bench cache --bench connections
 
 lint:
 	$(CARGO) fmt --check

@@ -5,6 +5,7 @@
 //! breaks one is written beside the others, where it is tried first from then on.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test ends where it cannot go on")]
+#![expect(clippy::print_stdout, reason = "a fuzzer reports to a terminal")]
 
 use std::path::PathBuf;
 use std::sync::Arc;

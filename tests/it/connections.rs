@@ -472,3 +472,32 @@ async fn health_checks_introduce_themselves() {
         tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{version}: it is never healthy"));
     }
 }
+
+/// A client that reads nothing, and one that sends nothing, hold a stream only for so long.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_stand_still_end() {
+    let origin = Origin::always(ok(&"x".repeat(300_000))).await;
+    let yaml = to(&origin.url(), "").replace("name: all", "name: all, timeouts: { idle: 1s }");
+    let edge = Portolan::start(&yaml).await;
+    let mut send = http_2(&edge).await;
+    let (answer, _) = send.send_request(http::Request::get("http://a/").body(()).unwrap(), true).unwrap();
+    let mut body = answer.await.unwrap().into_body();
+    let read = async {
+        let mut bytes = 0;
+        // Nothing is given back of the window.
+        while let Some(part) = body.data().await {
+            match part {
+                Ok(part) => bytes += part.len(),
+                Err(_) => return (bytes, true),
+            }
+        }
+        (bytes, false)
+    };
+    let (bytes, failed) = tokio::time::timeout(PATIENCE, read).await.expect("the window stays shut for ever");
+    assert!(bytes < 300_000 && failed, "{bytes}");
+    // It has begun to upload.
+    let (answer, mut upload) = send.send_request(http::Request::post("http://a/").body(()).unwrap(), false).unwrap();
+    upload.send_data(Bytes::from_static(b"some"), false).unwrap();
+    let answer = tokio::time::timeout(PATIENCE, answer).await.expect("the upload is waited for for ever");
+    assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status().is_client_error() || answer.status().is_server_error()));
+}
