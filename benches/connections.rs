@@ -10,6 +10,7 @@
 
 #![expect(clippy::print_stdout, reason = "a bench reports to a terminal")]
 
+#[expect(dead_code, reason = "wrk and its totals are for other benches")]
 mod lab;
 
 use std::fmt::Display;
@@ -30,8 +31,7 @@ const CONNECTIONS: usize = 10_000;
 
 const NGINX_CONF: &str = r#"
 worker_processes auto;
-worker_rlimit_nofile 40000;
-events { worker_connections 30000; }
+events { worker_connections 15000; }
 http {
     @temp@
     access_log off;

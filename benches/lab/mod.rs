@@ -35,7 +35,7 @@ pub fn start_nginx(dir: &Path, name: &'static str, template: &str, values: &[(&s
     let mut values = values.to_vec();
     values.push(("temp", &temp));
     let file = write(dir, &format!("{name}.conf"), template, &values)?;
-    let global = format!("daemon off; {user} pid {name}.pid; error_log {name}.log; worker_rlimit_nofile 8192;");
+    let global = format!("daemon off; {user} pid {name}.pid; error_log {name}.log; worker_rlimit_nofile 20000;");
     let mut command = Command::new(NGINX);
     command.arg("-c").arg(file).arg("-p").arg(dir).arg("-g").arg(global);
     Process::start(name, command, dir)
