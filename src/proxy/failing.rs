@@ -104,9 +104,10 @@ pub async fn told(session: &mut Session, e: &Error, ctx: &mut Context) -> FailTo
     session.set_keepalive(None);
     match answer(session, ctx, refusal).await {
         Ok(()) => {
-            if !session.as_downstream().is_http2() {
+            let downstream = session.as_downstream_mut();
+            if !downstream.is_http2() && !downstream.is_body_done() {
                 // The engine drops the connection: what its client is still sending would have the system take the answer back.
-                session.as_downstream_mut().shutdown().await;
+                downstream.shutdown().await;
             }
             nothing(refusal.status())
         }
