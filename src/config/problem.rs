@@ -160,8 +160,9 @@ impl Problem {
         let path = self.place.as_ref().map(|p| p.source.path.display().to_string());
         let group = match (&self.place, &path) {
             (Some(place), Some(path)) => {
-                let end = place.source.text.len();
-                let span = place.span.start.min(end)..place.span.end.min(end);
+                // Whole characters: a parser may point into one, and the renderer panics there.
+                let text = place.source.text.as_str();
+                let span = text.floor_char_boundary(place.span.start)..text.ceil_char_boundary(place.span.end.min(text.len()));
                 title.element(
                     Snippet::source(place.source.text.as_str())
                         .path(path.as_str())
