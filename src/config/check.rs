@@ -13,9 +13,6 @@ use super::problem::{KeyPath, Place, Problem, nearest};
 use super::tree::{Entry, Node, Value, first_line};
 use super::units::check_format;
 
-/// Keys that belong to Portolan but not to this version: `*` stands for any one step.
-const LATER: &[&str] = &[];
-
 /// Every problem of `node` under `schema`, in the order of the file, and the tree with stand-ins.
 pub fn check(node: &Node, schema: &Json) -> (Vec<Problem>, Json) {
     let mut checker = Checker { root: schema, problems: Vec::new() };
@@ -116,10 +113,6 @@ impl<'a> Checker<'a> {
                             self.add(&path, &entry.place, format!("the key `{}` does not fit", entry.key), &expected)
                         }
                     }
-                }
-                None if LATER.iter().any(|later| matches(later, &path)) => {
-                    let message = format!("`{}` is not in this version", entry.key);
-                    self.add(&path, &entry.place, message, "remove it, or use a later version");
                 }
                 None => {
                     let mut problem = Problem::error(path.clone(), format!("`{}` is not a key here", entry.key))
@@ -222,11 +215,6 @@ fn last(path: &KeyPath) -> String {
         [.., key] => key.clone(),
         [] => "the configuration".to_owned(),
     }
-}
-
-fn matches(pattern: &str, path: &KeyPath) -> bool {
-    let steps: Vec<_> = pattern.split('.').collect();
-    steps.len() == path.0.len() && steps.iter().zip(&path.0).all(|(p, s)| *p == "*" || p == s)
 }
 
 /// The names in a schema's `type`, which is one or a list.

@@ -39,9 +39,7 @@ pub use regions::{
     Affinity, AffinityFailover, Balance, BalancePolicy, CheckKind, CheckMethod, Files, HashBy, HashField, HealthCheck, Location,
     ProxyVersion, Queue, Region, Upstream, UpstreamOptions, UpstreamTls,
 };
-pub use routes::{
-    Coding, Compression, Hsts, Https, OneOrMany, Policy, Retry, RetryBudget, Rewrite, Route, RouteRedirect, Steering, Timeouts,
-};
+pub use routes::{Coding, Compression, Hsts, Https, OneOrMany, Policy, Retry, RetryBudget, Rewrite, Route, Steering, Timeouts};
 pub use transforms::{HeaderEdits, Redirect, Transform};
 use units::Name;
 pub use waf::Waf;

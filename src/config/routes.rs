@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::cache::RouteCache;
 use super::transforms::HeaderEdits;
 use super::units::{Area, Continent, HostPattern, Name, PathPrefix, Size, Span};
-use super::waf::{RedirectStatus, Text};
+use super::waf::{Redirection, Text};
 
 /// One route.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -37,7 +37,7 @@ pub struct Route {
     pub max_requests: Option<u32>,
     /// Every request of this route is sent elsewhere: to another address, by its client.
     #[serde(default)]
-    pub redirect: Option<RouteRedirect>,
+    pub redirect: Option<Redirection>,
     /// What of it the origin and the client see changed. Rules, limits and other routes do not see it.
     #[serde(default)]
     pub rewrite: Rewrite,
@@ -75,20 +75,6 @@ pub struct Route {
     /// Clients may choose with `Portolan-Prefer-Region` and `Portolan-Force-Region`, or Fly's names for the same.
     #[serde(default)]
     pub client_regions: bool,
-}
-
-/// Where a route's clients are sent.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RouteRedirect {
-    /// The address: a text, or an expression that gives one.
-    pub to: Text,
-    /// The status.
-    #[serde(default)]
-    pub status: RedirectStatus,
-    /// Append the request's query.
-    #[serde(default)]
-    pub preserve_query: bool,
 }
 
 /// What a route rewrites.

@@ -12,8 +12,6 @@ use super::head::{Body, Head};
 pub struct Gate {
     policy: Arc<Policy>,
     at: At,
-    /// What follows once the body under way is over.
-    upgrade: bool,
     requests: u32,
 }
 
@@ -44,7 +42,7 @@ pub enum Part {
 impl Gate {
     /// Before the first request.
     pub fn new(policy: Arc<Policy>) -> Self {
-        Self { policy, at: At::Head(Head::default()), upgrade: false, requests: 0 }
+        Self { policy, at: At::Head(Head::default()), requests: 0 }
     }
 
     /// The rules.
@@ -76,19 +74,14 @@ impl Gate {
             At::Head(head) => {
                 let Some(whole) = head.feed(bytes, &self.policy)? else { return Ok(0) };
                 self.requests = self.requests.saturating_add(1);
-                self.upgrade = whole.upgrade;
-                let over = match whole.body {
-                    Body::Length(0) => true,
-                    Body::Length(length) => {
-                        self.at = At::Length(length);
-                        false
-                    }
-                    Body::Chunked => {
-                        self.at = At::Chunks(Chunks::new(self.policy.header_bytes));
-                        false
-                    }
+                self.at = match whole.body {
+                    // Nothing but a head asks for another protocol.
+                    Body::Length(0) if whole.upgrade => At::Asked,
+                    Body::Length(0) => At::Head(Head::default()),
+                    Body::Length(length) => At::Length(length),
+                    Body::Chunked => At::Chunks(Chunks::new(self.policy.header_bytes)),
                 };
-                (whole.length, over)
+                return Ok(whole.length);
             }
             At::Length(left) => {
                 let take = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
@@ -103,7 +96,7 @@ impl Gate {
             At::Open => (bytes.len(), false),
         };
         if over {
-            self.at = if self.upgrade { At::Asked } else { At::Head(Head::default()) };
+            self.at = At::Head(Head::default());
         }
         Ok(passed)
     }

@@ -91,6 +91,11 @@ impl Waits {
         self.timer.poll(self.since.unwrap_or(now) + self.patience.left(), cx)
     }
 
+    /// Every body has a patience of its own.
+    fn anew(&mut self) {
+        (self.patience, self.since) = (Patience::default(), None);
+    }
+
     /// It moved.
     pub fn moved(&mut self, bytes: usize, rate: Option<u32>) {
         let waited = self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
@@ -186,8 +191,8 @@ impl Door {
         }
     }
 
-    /// Reads what may be read; the client's `served`th request is being served. An error: what is wrong, with a request whose head has passed; of one whose head is
-    /// wrong a stand-in comes.
+    /// Reads what may be read; the client's `served`th request is being served. An error: what is wrong, with a request whose
+    /// head has passed; of one whose head is wrong a stand-in comes.
     pub fn poll_read<R: AsyncRead + Unpin>(
         &mut self,
         io: &mut R,
@@ -223,8 +228,7 @@ impl Door {
                     (_, Ok(0)) => {}
                     (body, Ok(n)) => {
                         if !body {
-                            // Every body has a patience of its own.
-                            (self.waits.patience, self.waits.since) = (Patience::default(), None);
+                            self.waits.anew();
                         }
                         self.passed = n;
                         self.began = (self.held.len() > n).then(Instant::now);
@@ -276,8 +280,7 @@ impl Door {
                         let rate = gate.policy().receive_rate;
                         match body {
                             true => self.waits.moved(n, rate),
-                            // Every body has a patience of its own.
-                            false => (self.waits.patience, self.waits.since) = (Patience::default(), None),
+                            false => self.waits.anew(),
                         }
                         self.body = body;
                     }

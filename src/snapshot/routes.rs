@@ -101,7 +101,7 @@ impl Compiler<'_> {
             filter,
             steering: self.steering(&path.join("steering"), &name, steering),
             bound: max_requests.map(|most| (self.memory.route(&name), most)),
-            redirect: self.redirect(&path.join("redirect"), redirect.as_ref()),
+            redirect: redirect.as_ref().and_then(|to| self.location(&path.join("redirect"), to)),
             rewrite: self.rewrite(&path.join("rewrite"), rewrite),
             max_body: max_body.map(|size| size.0),
             cache: self.route_cache(&path.join("cache"), *cache, conditional),

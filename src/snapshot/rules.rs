@@ -147,9 +147,9 @@ impl Compiler<'_> {
         Some(Box::new(Rewrite { strip_prefix: prefix, transform }))
     }
 
-    /// Where a route's clients are sent.
-    pub(super) fn redirect(&mut self, at: &KeyPath, redirect: Option<&config::RouteRedirect>) -> Option<Location> {
-        let config::RouteRedirect { to, status, preserve_query } = redirect?;
+    /// Where clients are sent, once their route is known.
+    pub(super) fn location(&mut self, at: &KeyPath, redirection: &typed::Redirection) -> Option<Location> {
+        let typed::Redirection { to, status, preserve_query } = redirection;
         let to = self.template(&at.join("to"), to, Phase::Routed)?;
         Some(Location { to, status: status.code(), preserve_query: *preserve_query })
     }
@@ -233,13 +233,12 @@ impl Compiler<'_> {
             typed::Action::Log => Action::Log,
             typed::Action::Skip => Action::Skip(skips(skip.as_deref().unwrap_or(&[Skip::Rest]))),
             typed::Action::Redirect => {
-                let Some(typed::Redirection { to, status, preserve_query }) = redirect else {
+                let Some(redirection) = redirect else {
                     let problem = Problem::error(at.join("action"), "`redirect` needs to know where to");
                     self.problems.push(problem.hint("add `redirect: { to: … }`"));
                     return None;
                 };
-                let to = self.template(&at.join("redirect").join("to"), to, Phase::Routed)?;
-                Action::Redirect(Location { to, status: status.code(), preserve_query: *preserve_query })
+                Action::Redirect(self.location(&at.join("redirect"), redirection)?)
             }
         };
         let tag = Rule::tag(&id.0, expression);

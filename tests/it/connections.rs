@@ -501,3 +501,31 @@ async fn streams_that_stand_still_end() {
     let answer = tokio::time::timeout(PATIENCE, answer).await.expect("the upload is waited for for ever");
     assert!(answer.is_err() || answer.is_ok_and(|answer| answer.status().is_client_error() || answer.status().is_server_error()));
 }
+
+/// Every bound is a key.
+#[tokio::test(flavor = "multi_thread")]
+async fn bounds_are_what_is_typed() {
+    let origin = Origin::always(ok("x")).await;
+    let bounds = "connections: { max_headers: 5, max_header_bytes: 1KiB, max_target: 64B, max_streams: 3, min_receive_rate: 0B, min_send_rate: 1KiB }\n";
+    let edge = Portolan::start(&to(&origin.url(), bounds)).await;
+    let get = |target: &str, more: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{more}\r\n");
+    for (request, status) in [
+        (get("/", &"X: y\r\n".repeat(3)), 200),
+        (get("/", &"X: y\r\n".repeat(4)), 431),
+        (get("/", &format!("X: {}\r\n", "y".repeat(1_024))), 431),
+        (get(&format!("/{}", "x".repeat(63)), ""), 200),
+        (get(&format!("/{}", "x".repeat(64)), ""), 414),
+    ] {
+        assert_eq!(parse(&exchange(&edge, request.as_bytes()).await, false).status, status, "{request}");
+    }
+    let policy = edge.state.live.load().snapshot.connections.clone();
+    assert_eq!((policy.receive_rate, policy.send_rate), (None, Some(1_024)), "no rate is any rate");
+    let mut send = http_2(&edge).await;
+    let settings = async {
+        while send.current_max_send_streams() != 3 {
+            send = send.ready().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, settings).await.expect("3 streams are offered");
+}

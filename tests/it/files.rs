@@ -165,6 +165,12 @@ async fn what_clients_can_read_is_compressed() {
     assert_eq!(edge.get("/app.js", &[("Accept-Encoding", "gzip, zstd")]).await.text(), "as gzip");
     let head = edge.request("HEAD", "/big.json", &[("Accept-Encoding", "gzip")], b"").await;
     assert_eq!((head.status, head.body.len()), (200, 0));
+    // What with, from which length on, and what.
+    let edge = start(&dir, ", compression: { enabled: true, codings: [gzip], min_length: 10B, types: [text/plain] }").await;
+    for (path, coding) in [("/a%20b.txt", Some("gzip")), ("/big.json", None)] {
+        let answer = edge.get(path, &[("Accept-Encoding", "zstd, br, gzip")]).await;
+        assert_eq!(answer.header("content-encoding"), coding, "{path}: {}", answer.head);
+    }
     // Off unless it is turned on.
     let edge = start(&dir, "").await;
     assert_eq!(edge.get("/big.json", &[("Accept-Encoding", "gzip")]).await.header("content-encoding"), None);
