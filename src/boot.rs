@@ -14,7 +14,9 @@ use crate::admin::Admin;
 use crate::config::{self, Paths, Problem};
 use crate::memory::Memory;
 use crate::observe::access_log::AccessLog;
+use crate::observe::lately::Lately;
 use crate::observe::metrics::Metrics;
+use crate::observe::traffic::Traffic;
 use crate::orders::{self, Orders};
 use crate::proxy::listen;
 use crate::proxy::server::Sockets;
@@ -25,6 +27,8 @@ use crate::state::{Leaving, Live, State};
 use crate::tasks::bans;
 use crate::tasks::cluster::Cluster;
 use crate::tasks::dns::Resolver;
+use crate::tasks::otlp::Outlet;
+use crate::tasks::seconds::Pulse;
 use crate::tasks::upgrade::{self, Taken};
 
 /// A process that is ready to serve.
@@ -149,17 +153,25 @@ pub fn boot(paths: Paths, upgrade: bool) -> Result<Booted, Refused> {
     memory.cache.ready.store(cluster.is_none(), Relaxed);
     // The engine asks for a store that lives as long as the process, and so it does.
     let store: &'static Store = Box::leak(Box::new(store));
-    let access_log = AccessLog::open(&built.snapshot.access_log, metrics.log_lines_dropped.clone())
-        .map_err(|error| Refused::AccessLog { path: built.snapshot.access_log.display().to_string(), error })?;
+    let log = &built.snapshot.access_log.path;
+    let access_log = AccessLog::open(log, metrics.log_lines_dropped.clone())
+        .map_err(|error| Refused::AccessLog { path: log.display().to_string(), error })?;
     let warnings = built.warnings.clone();
     let (snapshot, first, status) = start(built);
     metrics.reloaded(status.generation, status.successful);
+    metrics.process.configured(first.digest);
+    let traffic = Traffic::default();
     let state = Arc::new(State {
-        live: ArcSwap::from_pointee(Live::new(snapshot, &metrics)),
+        live: ArcSwap::from_pointee(Live::new(snapshot, &metrics, &traffic)),
         memory,
         resolver,
         metrics,
         access_log,
+        traffic,
+        lately: Lately::default(),
+        tail: Arc::default(),
+        spans: Outlet::default(),
+        pulse: Pulse::default(),
         reload: Mutex::new(status),
         started: SystemTime::now(),
         orders,

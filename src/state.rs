@@ -1,5 +1,6 @@
 //! Everything that outlives a reload, in one place.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,6 +12,7 @@ use event_listener::Event;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
+use serde::Serialize;
 
 use crate::cache::purge::{Purge, What, millis};
 use crate::config::problem::ProblemJson;
@@ -18,13 +20,20 @@ use crate::limits::{self, Question, Shared};
 use crate::memory::Memory;
 use crate::observe::RequestDone;
 use crate::observe::access_log::AccessLog;
-use crate::observe::metrics::{Metrics, RegionMetrics, RouteMetrics};
+use crate::observe::lately::Lately;
+use crate::observe::metrics::{HostMetrics, Metrics, RegionMetrics, RouteMetrics};
+use crate::observe::tail::Tail;
+use crate::observe::trace::spans;
+use crate::observe::traffic::Traffic;
 use crate::orders::Orders;
 use crate::proxy::store::Store;
+use crate::request::Moment;
 use crate::snapshot::Snapshot;
 use crate::tasks::cluster::Cluster;
 use crate::tasks::cluster::purges::Heard;
 use crate::tasks::dns::Resolver;
+use crate::tasks::otlp::Outlet;
+use crate::tasks::seconds::Pulse;
 
 /// A snapshot in force, with the metrics of its routes and regions at hand.
 #[derive(Debug)]
@@ -35,6 +44,8 @@ pub struct Live {
     pub routes: Box<[Arc<RouteMetrics>]>,
     /// By [`crate::regions::RegionId`].
     pub regions: Box<[Arc<RegionMetrics>]>,
+    /// By the hosts that routes name.
+    pub hosts: HostMetrics,
     /// What its limits said so far, by their position.
     pub limits: Box<[Arc<[IntCounter; limits::Decision::ALL.len()]>]>,
     /// The regions' names as header values, made once: cloning one allocates nothing.
@@ -43,14 +54,16 @@ pub struct Live {
 
 impl Live {
     /// Looks the metrics up.
-    pub fn new(snapshot: Snapshot, metrics: &Metrics) -> Self {
-        let routes = snapshot.routes.iter().map(|r| metrics.route(&r.name)).collect();
-        let regions = snapshot.regions.iter().map(|r| metrics.region(&r.name)).collect();
+    pub fn new(snapshot: Snapshot, metrics: &Metrics, traffic: &Traffic) -> Self {
+        let routes = snapshot.routes.iter().enumerate();
+        let routes = routes.map(|(nth, r)| metrics.route(&r.name, nth, traffic.route(&r.name))).collect();
+        let regions = snapshot.regions.iter().map(|r| metrics.region(&r.name, traffic.region(&r.name))).collect();
+        let hosts = metrics.hosts(&snapshot);
         let limits = snapshot.limits.rules.iter().map(|limit| metrics.limit(&limit.id)).collect();
         // A region's name is made of letters, digits, `_`, `-` and `.`, so each is a header value.
         let header = |name: &str| HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("-"));
         let region_headers = snapshot.regions.iter().map(|r| header(&r.name)).collect();
-        Self { snapshot, routes, regions, limits, region_headers }
+        Self { snapshot, routes, regions, hosts, limits, region_headers }
     }
 }
 
@@ -67,6 +80,51 @@ pub struct ReloadStatus {
     pub successful: bool,
     /// Its problems, warnings included.
     pub problems: Vec<ProblemJson>,
+    /// Those before it and it, the last one last.
+    pub history: VecDeque<Reload>,
+}
+
+/// A reload that is over.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reload {
+    /// When it was tried, as RFC 3339.
+    pub at: String,
+    /// What asked for it.
+    pub trigger: &'static str,
+    /// It is in force.
+    pub successful: bool,
+    /// How many configurations have been in force.
+    pub generation: u64,
+    /// The first of its problems, and how many there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// How many problems there are.
+    pub problems: usize,
+}
+
+/// Reloads that are remembered.
+const RELOADS: usize = 20;
+
+impl ReloadStatus {
+    /// Adds this one to those that are remembered.
+    pub fn remember(mut self) -> Self {
+        if self.history.len() == RELOADS {
+            self.history.pop_front();
+        }
+        let place = |p: &ProblemJson| match (&p.file, p.line) {
+            (Some(file), Some(line)) => format!("{file}:{line}: {}", p.message),
+            _ => p.message.clone(),
+        };
+        self.history.push_back(Reload {
+            at: humantime::format_rfc3339_seconds(self.at).to_string(),
+            trigger: self.trigger,
+            successful: self.successful,
+            generation: self.generation,
+            problem: self.problems.first().map(place),
+            problems: self.problems.len(),
+        });
+        self
+    }
 }
 
 /// Everything that outlives a reload.
@@ -82,6 +140,16 @@ pub struct State {
     pub metrics: Metrics,
     /// The access log.
     pub access_log: AccessLog,
+    /// Requests of the last minutes.
+    pub traffic: Traffic,
+    /// What happened lately.
+    pub lately: Lately,
+    /// Requests for those who watch.
+    pub tail: Arc<Tail>,
+    /// Spans for the collector.
+    pub spans: Outlet,
+    /// What is told once a second.
+    pub pulse: Pulse,
     /// How the last reload went.
     pub reload: Mutex<ReloadStatus>,
     /// When the process started.
@@ -152,8 +220,21 @@ impl State {
     }
 
     /// Remembers a request that is over.
-    pub fn record(&self, done: &RequestDone<'_>) {
+    pub fn record(&self, done: &RequestDone<'_>, now: Moment) {
         self.metrics.record(done);
         self.access_log.record(done);
+        let failed = done.status >= 500;
+        self.traffic.all.add(done.total, failed);
+        if let Some(country) = self.traffic.country(done.country) {
+            country.add(done.total, failed);
+        }
+        self.tail.record(done, now);
+        if let Some(trace) = done.trace.filter(|trace| trace.is_sent(done.status)) {
+            let spans = spans(trace, done, now);
+            let count = spans.len() as u64;
+            if !self.spans.leave(spans) {
+                self.metrics.tracing.dropped(count);
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::proxy::server;
 use crate::reload::Reloader;
 use crate::state::State;
 use crate::tasks::upgrade::Taken;
-use crate::tasks::{acme, bans, certificates, orders, probe, signals, watch};
+use crate::tasks::{acme, bans, certificates, orders, otlp, probe, seconds, signals, watch};
 
 /// What the demo adds to a plain run.
 #[derive(Default)]
@@ -88,6 +88,9 @@ async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, liste
     tokio::spawn(state.resolver.clone().refresh(state.clone()));
     tokio::spawn(probe::run(state.clone()));
     tokio::spawn(certificates::run(state.clone()));
+    tokio::spawn(seconds::run(state.clone()));
+    tokio::spawn(otlp::run(state.clone()));
+    state.metrics.process.watch_runtime("control");
     tokio::spawn(acme::run(state.clone()));
     tokio::spawn(bans::run(state.clone(), state.orders.dir().map(Into::into), state.memory.known_ledger().is_some()));
     if let Some(cluster) = state.cluster.clone() {

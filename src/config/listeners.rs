@@ -128,25 +128,6 @@ impl Default for Admin {
     }
 }
 
-/// Where the access log goes.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AccessLog {
-    /// `stdout`, `off`, or a file's path.
-    #[serde(default = "default_log_path")]
-    pub path: PathBuf,
-}
-
-fn default_log_path() -> PathBuf {
-    "stdout".into()
-}
-
-impl Default for AccessLog {
-    fn default() -> Self {
-        Self { path: default_log_path() }
-    }
-}
-
 /// How the process stops.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -3,6 +3,7 @@
 //! YAML -> [`tree`] (every node knows its place) -> overlay merged -> [`check`]ed against the schema of
 //! these types, collecting every [`Problem`] -> [`Config`]. [`load`] does these steps in order.
 
+pub mod access_log;
 mod cache;
 pub mod check;
 mod client;
@@ -17,6 +18,7 @@ pub mod problem;
 mod regions;
 mod routes;
 mod transforms;
+mod tracing;
 pub mod tree;
 pub mod units;
 pub mod waf;
@@ -25,12 +27,13 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub use access_log::AccessLog;
 pub use cache::{Cache, CacheKey, CacheQuery, CacheRule, Disk, EdgeMode, EdgeTtl, RouteCache, SetCookie};
 pub use client::Client;
 pub use cluster::Cluster;
 pub use connections::Connections;
 pub use limits::Limits;
-pub use listeners::{AccessLog, Acme, Admin, Certificate, ClientAuth, Listener, Profile, Resolver, Shutdown, Tls};
+pub use listeners::{Acme, Admin, Certificate, ClientAuth, Listener, Profile, Resolver, Shutdown, Tls};
 pub use lists::{List, Source};
 pub use load::{Failed, Fingerprint, Input, Loaded, Paths, load};
 pub use overload::{Adaptive, Class, Overload};
@@ -40,6 +43,7 @@ pub use regions::{
     ProxyVersion, Queue, Region, Upstream, UpstreamOptions, UpstreamTls,
 };
 pub use routes::{Coding, Compression, Hsts, Https, OneOrMany, Policy, Retry, RetryBudget, Rewrite, Route, Steering, Timeouts};
+pub use tracing::Tracing;
 pub use transforms::{HeaderEdits, Redirect, Transform};
 use units::Name;
 pub use waf::Waf;
@@ -91,9 +95,12 @@ pub struct Config {
     /// Other nodes: limits hold for all together, and orders for regions reach every one. A change needs a restart.
     #[serde(default)]
     pub cluster: Option<Cluster>,
-    /// One JSON line per request.
+    /// One line per request.
     #[serde(default)]
     pub access_log: AccessLog,
+    /// Traces of requests, for a collector that speaks OpenTelemetry. Off unless given.
+    #[serde(default)]
+    pub tracing: Option<Tracing>,
     /// How the process stops.
     #[serde(default)]
     pub shutdown: Shutdown,

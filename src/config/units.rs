@@ -49,6 +49,7 @@ pub fn check_format(format: &str, text: &str) -> Result<(), String> {
         "header-name" => text.parse::<HeaderName>().map(drop),
         "authority" => text.parse::<Authority>().map(drop),
         "label" => text.parse::<Name>().map(drop),
+        "log-format" => text.parse::<LogFormat>().map(drop),
         _ => Ok(()),
     }
 }
@@ -584,6 +585,17 @@ impl fmt::Display for Name {
         f.write_str(&self.0)
     }
 }
+
+/// How a line of the access log looks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// An object with everything that is known.
+    #[default]
+    Json,
+    /// A text.
+    Text(Vec<super::access_log::Piece>),
+}
+scalar!(LogFormat, "log-format", "combined");
 
 /// A text that is never printed.
 #[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -1,22 +1,34 @@
 //! What is remembered of a request: one event, read by metrics and access log.
 
 pub mod access_log;
-pub mod cache;
-pub mod connections;
+pub mod lately;
 pub mod metrics;
+pub mod sketch;
+pub mod tail;
+pub mod trace;
+pub mod traffic;
+pub mod why;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, Version};
 
 use crate::cache::status::Status;
 use crate::client::country::LookupResult;
 use crate::config::units::Country;
 use crate::limits::Seen;
 use crate::overload::Shed;
-use crate::routes::RouteId;
+use crate::respond::Refusal;
+use crate::routes::{HostMatch, RouteId};
 use crate::state::Live;
 use crate::upstream::Plan;
 use crate::waf::Match;
+use trace::Trace;
+
+/// A client that left before its answer; nginx's code for it, seen in logs and metrics only.
+pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// A request that is over.
 #[derive(Debug)]
@@ -37,14 +49,32 @@ pub struct RequestDone<'a> {
     pub method: &'a http::Method,
     /// The authority.
     pub host: &'a str,
-    /// The path, without the query: it may hold secrets.
+    /// The path, without the query.
     pub path: &'a str,
+    /// The query: it may hold secrets.
+    pub query: Option<&'a str>,
+    /// The version of HTTP.
+    pub version: Version,
+    /// It came over TLS.
+    pub secured: bool,
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
+    /// A random number, the request's own.
+    pub chance: u64,
     /// The status the client saw; 0 if it left before.
     pub status: u16,
     /// Body bytes to the client.
     pub bytes: usize,
     /// The route, if one matched.
     pub route: Option<RouteId>,
+    /// What its host matched by.
+    pub matched: Option<HostMatch>,
+    /// The answer of ours that was sent, if one was.
+    pub refusal: Option<Refusal>,
+    /// The client left inside the answer.
+    pub aborted: bool,
+    /// Its place in a trace, if there is tracing.
+    pub trace: Option<&'a Trace>,
     /// Rules that applied.
     pub matches: &'a [Match],
     /// Limits that applied.
@@ -59,4 +89,33 @@ pub struct RequestDone<'a> {
     pub plan: Option<&'a Plan>,
     /// From the request's header to its end.
     pub total: Duration,
+}
+
+impl<'a> RequestDone<'a> {
+    /// The region of the last attempt.
+    pub fn region(&self) -> Option<&'a Arc<str>> {
+        let last = self.plan.and_then(|plan| plan.tries.last())?;
+        self.live.snapshot.region(last.region).map(|region| &region.name)
+    }
+
+    /// A header of the request, if it is text.
+    pub fn header(&self, name: &HeaderName) -> Option<&'a str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// `http` or `https`.
+    pub fn scheme(&self) -> &'static str {
+        if self.secured { "https" } else { "http" }
+    }
+
+    /// As logs write it.
+    pub fn protocol(&self) -> &'static str {
+        match self.version {
+            Version::HTTP_09 => "HTTP/0.9",
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2.0",
+            Version::HTTP_3 => "HTTP/3.0",
+            _ => "HTTP/1.1",
+        }
+    }
 }

@@ -14,7 +14,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::answer::answer;
 use super::body::{self, Inspection};
@@ -29,7 +29,8 @@ use crate::cache::purge::What;
 use crate::cache::status::Status;
 use crate::config::ProxyVersion;
 use crate::decide::{Decision, Next};
-use crate::observe::RequestDone;
+use crate::observe::trace::Trace;
+use crate::observe::{CLIENT_CLOSED_REQUEST, RequestDone};
 use crate::request::Moment;
 use crate::respond::Refusal;
 use crate::routes::{Patience, Route};
@@ -37,9 +38,6 @@ use crate::state::{Live, State};
 use crate::upstream::plan::upstream;
 use crate::upstream::replay::Replay;
 use crate::upstream::{Backends, Failure, Outcome, Plan, Sent, Verdict};
-
-/// A client that left before its answer; nginx's code for it, seen in logs and metrics only.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// A request's name, in its logs and those of its origin.
 pub const REQUEST_ID: &str = "X-Request-Id";
@@ -86,6 +84,8 @@ pub struct Context {
     pub request_id: HeaderValue,
     /// A random number, the request's own.
     pub chance: u64,
+    /// Its place in a trace, if there is tracing.
+    pub trace: Option<Box<Trace>>,
     /// The body was read before an upstream was chosen.
     pub body_read: bool,
     /// The body is looked at on its way.
@@ -156,6 +156,7 @@ impl ProxyHttp for Edge {
             decision: None,
             request_id: HeaderValue::from_static("-"),
             chance: fastrand::u64(..),
+            trace: None,
             body_read: false,
             inspection: Inspection::None,
             stopped: None,
@@ -193,6 +194,10 @@ impl ProxyHttp for Edge {
         };
         if decision.later.is_some() {
             ctx.inspection = Inspection::Holding { held: Vec::new(), calls: headers::is_grpc(session.req_header()) };
+        }
+        if let Some(settings) = &ctx.live.snapshot.tracing {
+            let (headers, trusted) = (&session.req_header().headers, decision.client.trusted_peer);
+            ctx.trace = Some(Box::new(Trace::begin(settings, headers, trusted, ctx.chance, clock::now())));
         }
         ctx.decision = Some(decision);
         shaper::bridge(session, ctx);
@@ -253,6 +258,9 @@ impl ProxyHttp for Edge {
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
         if !caching::undecided(ctx) {
             return Ok(true);
+        }
+        if let Some(trace) = &mut ctx.trace {
+            trace.missed = Some(clock::now());
         }
         if caching::only_if_cached(ctx) {
             answer(session, ctx, Refusal::NotCached).await?;
@@ -458,7 +466,7 @@ impl ProxyHttp for Edge {
         failing::told(session, e, ctx).await
     }
 
-    async fn logging(&self, session: &mut Session, _e: Option<&Error>, ctx: &mut Context) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
         let now = clock::now();
         if let Some((backends, _, plan)) = ctx.parts() {
             plan.close(backends.regions, now);
@@ -474,7 +482,7 @@ impl ProxyHttp for Edge {
         }
         let request = session.req_header();
         let status = session.response_written().map_or(CLIENT_CLOSED_REQUEST, |r| r.status.as_u16());
-        self.state.record(&RequestDone {
+        let done = RequestDone {
             live: &ctx.live,
             at: SystemTime::now(),
             request_id: ctx.request_id.to_str().unwrap_or("-"),
@@ -484,9 +492,18 @@ impl ProxyHttp for Edge {
             method: &request.method,
             host: host(session),
             path: request.uri.path(),
+            query: request.uri.query(),
+            version: request.version,
+            secured: stream::secured(session).is_some(),
+            headers: &request.headers,
+            chance: ctx.chance,
             status,
             bytes: session.as_downstream().body_bytes_sent(),
             route: decision.route.map(|m| m.route),
+            matched: decision.route.map(|m| m.host),
+            refusal: ctx.refusal,
+            aborted: error.is_some_and(|error| *error.esource() == ErrorSource::Downstream),
+            trace: ctx.trace.as_deref(),
             matches: &decision.matches,
             limits: &decision.limits.seen,
             class: decision.class,
@@ -494,7 +511,8 @@ impl ProxyHttp for Edge {
             cache: ctx.cached.or_else(|| caching::status(session, ctx)),
             plan: ctx.planned(),
             total: now.since(ctx.started),
-        });
+        };
+        self.state.record(&done, now);
     }
 
     fn suppress_proxy_warn_log(&self, _session: &Session, _ctx: &Context, _error: &Error, _context: ProxyWarnLogContext) -> bool {

@@ -15,6 +15,7 @@ use super::facts::{Given, cookie, facts, host, peer};
 use super::{clock, stream};
 use crate::cache::is_unkeyed;
 use crate::decide::{Changes, WROTE, responded};
+use crate::observe::trace::{TRACEPARENT, TRACESTATE};
 use crate::regions::Affinity;
 use crate::regions::steering::Why;
 use crate::request::{Seen, is_safe};
@@ -82,6 +83,13 @@ pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Conte
     request.insert_header("Portolan-Country", decision.place.country.as_str())?;
     if let Some(region) = ctx.region() {
         request.insert_header("Portolan-Region", region)?;
+    }
+
+    if let Some((trace, plan)) = ctx.trace.as_ref().zip(ctx.planned()) {
+        request.insert_header(TRACEPARENT, trace.parent_of(plan.tries.len().saturating_sub(1)))?;
+        if !trace.is_continued() {
+            request.remove_header(TRACESTATE);
+        }
     }
 
     let attempt = ctx.planned().and_then(|p| p.tries.last());

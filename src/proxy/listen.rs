@@ -18,7 +18,7 @@ use super::introduced::introduced;
 use super::stream::ClientStream;
 use crate::connections::Kind;
 use crate::listeners::acme::PROTOCOL;
-use crate::observe::connections::Handshake;
+use crate::observe::metrics::Handshake;
 use crate::state::{Live, State};
 
 /// Connections that wait to be accepted; the kernel caps it at net.core.somaxconn.

@@ -58,6 +58,7 @@ pub fn app(state: Arc<State>) -> Arc<HttpProxy<Edge>> {
 /// upstream connections from, and the events of both stay where they are. (With one pool for all threads
 /// every request would cost two wake-ups of another thread.)
 struct DataPlane {
+    state: Arc<State>,
     listeners: Vec<std::net::TcpListener>,
     app: Arc<HttpProxy<Edge>>,
     connections: Connections,
@@ -66,6 +67,7 @@ struct DataPlane {
 #[async_trait]
 impl Service for DataPlane {
     async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        self.state.metrics.process.watch_runtime("data");
         let mut loops = Vec::new();
         for (nth, listener) in self.listeners.drain(..).enumerate() {
             match TcpListener::from_std(listener) {
@@ -211,7 +213,8 @@ where
     for _ in 0..threads {
         // The same socket for every thread: who has time takes the next connection.
         let listeners = listeners.iter().map(std::net::TcpListener::try_clone).collect::<Result<_, _>>()?;
-        server.add_service(DataPlane { listeners, app: app(state.clone()), connections: connections.clone() });
+        let (app, connections) = (app(state.clone()), connections.clone());
+        server.add_service(DataPlane { state: state.clone(), listeners, app, connections });
     }
     drop(listeners);
     server.add_service(ControlPlane(Some(control)));

@@ -25,6 +25,8 @@ pub struct Health {
     failures: AtomicU32,
     /// Ejections so far; the next lasts twice as long.
     ejections: AtomicU32,
+    /// All there ever were.
+    total: AtomicU32,
     /// Ejected until this millisecond; 0 when it is not.
     until: AtomicU64,
     /// Since this one.
@@ -117,6 +119,7 @@ impl Health {
         }
         self.ejected.store(now.millis(), Relaxed);
         self.ejections.fetch_add(1, Relaxed);
+        self.total.fetch_add(1, Relaxed);
         self.failures.store(0, Relaxed);
         self.trial.store(0, Relaxed);
         true
@@ -125,6 +128,11 @@ impl Health {
     /// A trial ended without a verdict: the client left.
     pub fn trial_abandoned(&self) {
         self.trial.store(0, Relaxed);
+    }
+
+    /// All ejections there ever were.
+    pub fn ejections(&self) -> u32 {
+        self.total.load(Relaxed)
     }
 
     /// Failures since the last success, and ejections so far.

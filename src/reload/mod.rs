@@ -4,6 +4,7 @@
 mod certificates;
 mod gather;
 
+use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -171,13 +172,18 @@ impl Reloader {
         };
         if result.is_ok() && trigger != FILE {
             // Whoever rotates logs asks for a reload to have the new file opened.
-            let path = self.state.live.load().snapshot.access_log.clone();
-            if let Err(error) = self.state.access_log.retarget(&path) {
-                tracing::error!(%error, path = %path.display(), "the access log cannot be opened again; the old file goes on");
-            }
+            self.reopen_log();
         }
         self.report(trigger, &result);
         result.map(|(reloaded, _)| reloaded)
+    }
+
+    /// Opens the access log again: its file was renamed.
+    pub fn reopen_log(&self) {
+        let path = self.state.live.load().snapshot.access_log.path.clone();
+        if let Err(error) = self.state.access_log.retarget(&path) {
+            tracing::error!(%error, path = %path.display(), "the access log cannot be opened again; the old file goes on");
+        }
     }
 
     fn build(&self) -> Result<Build, Failed> {
@@ -202,8 +208,8 @@ impl Reloader {
         }
         self.state.resolver.resolve_new(&self.state.memory.upstreams()).await;
         let old = self.state.live.load_full();
-        if build.snapshot.access_log != old.snapshot.access_log {
-            let log = &build.snapshot.access_log;
+        if build.snapshot.access_log.path != old.snapshot.access_log.path {
+            let log = &build.snapshot.access_log.path;
             if let Err(error) = self.state.access_log.retarget(log) {
                 let message = format!("the access log `{}` cannot be opened: {error}", log.display());
                 self.also_watch(build.inputs);
@@ -212,13 +218,15 @@ impl Reloader {
                 return Err(vec![Problem::error(key_path!["access_log", "path"], message)]);
             }
         }
-        let live = Arc::new(Live::new(build.snapshot, &self.state.metrics));
+        let live = Arc::new(Live::new(build.snapshot, &self.state.metrics, &self.state.traffic));
         self.state.live.store(live.clone());
         self.state.store.resize(build.config.cache.memory.0);
         // From here on nothing can fail.
         self.state.metrics.tidy(&old, &live);
+        self.state.metrics.process.configured(build.digest);
         drop(old);
         self.state.memory.tidy();
+        self.state.traffic.tidy();
         *self.current.lock() = Current { digest: build.digest, inputs: build.inputs, known: build.known };
         Ok((Reloaded::Swapped, build.warnings))
     }
@@ -302,6 +310,7 @@ impl Reloader {
         status.trigger = trigger;
         status.successful = result.is_ok();
         status.problems = problems.iter().map(Problem::to_json).collect();
+        *status = status.clone().remember();
         self.state.metrics.reloaded(status.generation, status.successful);
     }
 }
@@ -311,7 +320,8 @@ impl Reloader {
 pub struct First {
     /// Boot settings.
     pub boot: Boot,
-    digest: u64,
+    /// Stands for all files.
+    pub digest: u64,
     inputs: Vec<Input>,
     known: Known,
 }
@@ -325,6 +335,7 @@ pub fn start(build: Build) -> (Snapshot, First, ReloadStatus) {
         trigger: "start",
         successful: true,
         problems: warnings.iter().map(Problem::to_json).collect(),
+        history: VecDeque::new(),
     };
-    (snapshot, First { boot: Boot::of(&config), digest, inputs, known }, status)
+    (snapshot, First { boot: Boot::of(&config), digest, inputs, known }, status.remember())
 }

@@ -64,6 +64,15 @@ impl Budget {
             || (retries + 1) * 100 < self.requests.sum(second(now)) * u64::from(allowance.percent)
     }
 
+    /// How many more it allows at the moment.
+    pub fn left(&self, allowance: Allowance, now: Moment) -> u64 {
+        let (requests, retries) = self.counts(now);
+        let always = u64::from(allowance.min_per_second) * WINDOW;
+        // The last one that `allows` lets through leaves them just below the part.
+        let part = (requests * u64::from(allowance.percent)).div_ceil(100).saturating_sub(1);
+        always.max(part).saturating_sub(retries)
+    }
+
     /// A retry begins.
     pub fn retry(&self, now: Moment) {
         self.retries.add(second(now));
@@ -109,6 +118,23 @@ mod tests {
         }
         assert!(attempts_per_request(10, Allowance { percent: 1_000, min_per_second: 0 }) > 3.9);
         assert!(attempts_per_request(10, Allowance { percent: 0, min_per_second: 0 }) == 1.0);
+    }
+
+    #[test]
+    fn what_is_left_is_what_is_allowed() {
+        for requests in [0u32, 1, 99, 100, 151, 400] {
+            let budget = Budget::default();
+            let now = Moment(Duration::from_secs(5));
+            (0..requests).for_each(|_| budget.request(now));
+            let mut left = budget.left(USUAL, now);
+            while budget.allows(USUAL, now) {
+                assert!(left > 0, "{requests}");
+                budget.retry(now);
+                assert_eq!(budget.left(USUAL, now), left - 1);
+                left -= 1;
+            }
+            assert_eq!(left, 0, "{requests}");
+        }
     }
 
     #[test]

@@ -109,6 +109,8 @@ pub struct Router {
     below: FxHashMap<Box<str>, Paths>,
     any: Paths,
     longest_below: usize,
+    /// Host patterns in the order of the file.
+    hosts: Vec<Box<str>>,
 }
 
 /// The paths of one host pattern.
@@ -151,6 +153,12 @@ impl Router {
     /// Adds a route's host and path; the error is the route that has them already. Several may have them under
     /// a condition of their own.
     pub fn add(&mut self, host: &HostPattern, path: &str, route: RouteId, conditional: bool) -> Result<(), RouteId> {
+        let pattern = match host {
+            HostPattern::Any => None,
+            HostPattern::Exact(name) => Some((name.clone(), !self.exact.contains_key(name.as_str()))),
+            HostPattern::Below(name) => Some((format!("*.{name}"), !self.below.contains_key(name.as_str()))),
+        };
+        self.hosts.extend(pattern.filter(|(_, is_new)| *is_new).map(|(pattern, _)| pattern.into()));
         let paths = match host {
             HostPattern::Any => &mut self.any,
             HostPattern::Exact(name) => self.exact.entry(name.as_str().into()).or_default(),
@@ -167,6 +175,11 @@ impl Router {
             (false, None) => places.plain = Some(route),
         }
         Ok(())
+    }
+
+    /// Host patterns, each once, in the order of the file: `a.example.com`, `*.example.com`.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(|host| &**host)
     }
 
     /// The route for this authority and path, of those that `suits`.

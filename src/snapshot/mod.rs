@@ -96,8 +96,10 @@ pub struct Snapshot {
     pub routes: Box<[Route]>,
     /// Requests to routes.
     pub router: Router,
-    /// Where the access log goes.
-    pub access_log: PathBuf,
+    /// Where the access log goes, and what is in it.
+    pub access_log: config::AccessLog,
+    /// Where traces go, if anywhere.
+    pub tracing: Option<config::Tracing>,
     /// How long requests in flight may go on after SIGTERM.
     pub grace: Duration,
 }
@@ -145,6 +147,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         cache,
         cluster,
         access_log,
+        tracing,
         shutdown,
         resolver: _,
         state_dir: _,
@@ -232,6 +235,7 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     let limits = compiler.limits(limits, cluster.is_some());
     let overload = compiler.overload(overload, limits.prefixes);
     let cache = compiler.cache(cache, &routes);
+    let tracing = tracing.as_ref().map(|tracing| compiler.tracing(tracing));
 
     if compiler.problems.iter().any(Problem::is_error) {
         return Err(compiler.problems);
@@ -255,7 +259,8 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
         regions,
         routes,
         router,
-        access_log: access_log.path.clone(),
+        access_log: access_log.clone(),
+        tracing,
         grace,
     };
     Ok((snapshot, compiler.problems))
@@ -276,6 +281,28 @@ struct Compiler<'a> {
 impl<'a> Compiler<'a> {
     fn error(&mut self, path: KeyPath, message: impl Into<String>) {
         self.problems.push(Problem::error(path, message));
+    }
+
+    /// The collector's whole address.
+    fn tracing(&mut self, tracing: &config::Tracing) -> config::Tracing {
+        let mut whole = tracing.clone();
+        match tracing.endpoint.parse::<http::Uri>() {
+            Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some() => {
+                if uri.path() == "/" && uri.query().is_none() {
+                    whole.endpoint = format!("{}/v1/traces", tracing.endpoint.trim_end_matches('/'));
+                }
+            }
+            _ => {
+                let problem = Problem::error(key_path!["tracing", "endpoint"], "this is no address of a collector");
+                self.problems.push(problem.hint("expected OTLP over HTTP, such as `http://127.0.0.1:4318`"));
+            }
+        }
+        for (name, value) in &tracing.headers {
+            if http::HeaderValue::from_str(value.reveal()).is_err() {
+                self.error(key_path!["tracing", "headers", name.0.as_str()], "this cannot be the value of a header");
+            }
+        }
+        whole
     }
 
     fn named(&mut self, path: &KeyPath, names: &[Name]) -> Vec<RegionId> {

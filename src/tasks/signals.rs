@@ -1,4 +1,4 @@
-//! SIGHUP reloads. SIGTERM, SIGINT and SIGQUIT are told to `proxy::server`.
+//! SIGHUP reloads, SIGUSR1 opens the access log again. SIGTERM, SIGINT and SIGQUIT are told to `proxy::server`.
 
 use std::sync::Arc;
 
@@ -49,23 +49,36 @@ pub fn stops() -> std::io::Result<watch::Receiver<Stops>> {
     Ok(told)
 }
 
-/// Catches SIGHUP, whose default is to end the process: before it says that it serves, for whoever has read that may send
-/// one. Needs a runtime; the catching outlives it, the receiving does not.
-pub fn catch() -> std::io::Result<Signal> {
-    signal(SignalKind::hangup())
+/// What [`catch`] catches.
+#[derive(Debug)]
+pub struct Caught {
+    hangup: Signal,
+    reopen: Signal,
 }
 
-/// Reloads at every SIGHUP, for ever.
+/// Catches SIGHUP and SIGUSR1, whose default is to end the process: before it says that it serves, for whoever has read that
+/// may send one. Needs a runtime; the catching outlives it, the receiving does not.
+pub fn catch() -> std::io::Result<Caught> {
+    Ok(Caught { hangup: signal(SignalKind::hangup())?, reopen: signal(SignalKind::user_defined1())? })
+}
+
+/// Reloads at every SIGHUP and opens the access log again at every SIGUSR1, for ever.
 pub async fn act(reloader: Arc<Reloader>) {
-    let mut hangup = match catch() {
-        Ok(hangup) => hangup,
+    let Caught { mut hangup, mut reopen } = match catch() {
+        Ok(caught) => caught,
         Err(error) => {
             tracing::error!(%error, "signals cannot be received");
             return;
         }
     };
-    while let Some(()) = hangup.recv().await {
-        // The reloader itself reports how it went.
-        let _ = reloader.reload("signal").await;
+    loop {
+        tokio::select! {
+            Some(()) = hangup.recv() => {
+                // The reloader itself reports how it went.
+                let _ = reloader.reload("signal").await;
+            }
+            Some(()) = reopen.recv() => reloader.reopen_log(),
+            else => return,
+        }
     }
 }

@@ -1,42 +1,46 @@
 //! Prometheus metrics. What a request touches is looked up when a configuration is built, so that the
 //! request path only adds to atomics.
 
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, OnceLock};
+mod cache;
+mod connections;
+mod named;
+mod process;
+mod regions;
+mod tracing;
+
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use parking_lot::Mutex;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::RequestDone;
-use super::cache::CacheMetrics;
-use super::connections::ConnectionMetrics;
+use super::sketch::Series;
+use super::why::Why;
 use crate::client::country::LookupResult;
 use crate::limits::Decision;
 use crate::overload::Shed;
 use crate::proxy::store::Store;
 use crate::request::Moment;
+use crate::snapshot::Snapshot;
 use crate::state::Live;
 use crate::upstream::plan::Moved;
-use crate::upstream::{Failure, Outcome, Plan, Stop};
+use crate::upstream::{Plan, Stop};
 use crate::waf::ACTIONS;
+pub use cache::CacheMetrics;
+pub use connections::{ConnectionMetrics, Handshake};
+pub use named::{HostMetrics, METHODS, RegionMetrics, RouteMetrics};
+use named::{OTHER, OUTCOMES, ROUTES, outcome_label};
+use process::ProcessMetrics;
+use regions::RegionGauges;
+use tracing::TracingMetrics;
 
 /// Upper bounds in seconds: dense where proxied requests are, so that P50, P95 and P99 can be read from
 /// 0.5 ms to 60 s.
 const BUCKETS: [f64; 17] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0];
-
-/// Methods that have a label of their own; a stranger's inventions share `other`.
-const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "other"];
-
-/// Statuses that have a counter at hand; others are looked up.
-const CODES: [u16; 26] = [
-    101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 409, 410, 413, 422, 429, 500, 502, 503,
-    504,
-];
 
 /// Why a request did not begin in its first region, where only the moment of the attempt knows.
 const PASSED_OVER: &str = "passed_over";
@@ -44,34 +48,28 @@ const PASSED_OVER: &str = "passed_over";
 /// A connection has no class yet.
 const NO_CLASS: &str = "none";
 
-const OUTCOMES: usize = Failure::ALL.len() + 4;
-
 /// Every metric of the process.
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     duration: HistogramVec,
+    hosts: IntCounterVec,
+    /// Why requests were no success.
+    pub(super) unsuccessful: IntCounterVec,
     attempts: IntCounterVec,
     upstream_duration: HistogramVec,
-    failovers: IntCounterVec,
-    waf_matches: IntCounterVec,
-    limit_decisions: IntCounterVec,
+    pub(super) failovers: IntCounterVec,
+    pub(super) waf_matches: IntCounterVec,
+    pub(super) limit_decisions: IntCounterVec,
     limit_table: [IntGauge; 3],
     limit_evictions: [IntCounter; 2],
     /// One at a time: counters are brought up to what tables counted.
     turn: Mutex<()>,
     shed: IntCounterVec,
-    region_bound: IntGaugeVec,
+    regions: RegionGauges,
+    budget: IntGaugeVec,
     not_retried: [IntCounter; Stop::ALL.len()],
     lookups: [IntCounter; LookupResult::ALL.len()],
-    region_healthy: IntGaugeVec,
-    region_usable: GaugeVec,
-    region_granted: GaugeVec,
-    region_in_flight: IntGaugeVec,
-    region_waiting: IntGaugeVec,
-    upstream_usable: IntGaugeVec,
-    upstream_in_flight: IntGaugeVec,
-    dns_stale: IntGaugeVec,
     panics: IntCounter,
     learned_areas: IntGauge,
     database_built: IntGauge,
@@ -81,6 +79,10 @@ pub struct Metrics {
     pub cache: CacheMetrics,
     /// What happens on clients' connections.
     pub connection: ConnectionMetrics,
+    /// The process itself.
+    pub process: ProcessMetrics,
+    /// What becomes of spans.
+    pub tracing: TracingMetrics,
     /// Client connections that are open.
     pub connections: IntGauge,
     /// Without labels, and not there before a cluster says something: there may be none.
@@ -93,31 +95,6 @@ pub struct Metrics {
 impl std::fmt::Debug for Metrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Metrics")
-    }
-}
-
-/// One route's metrics, looked up once.
-pub struct RouteMetrics {
-    name: Arc<str>,
-    codes: Box<[OnceLock<IntCounter>]>,
-    duration: Histogram,
-}
-
-/// One region's metrics, looked up once.
-pub struct RegionMetrics {
-    outcomes: [IntCounter; OUTCOMES],
-    duration: Histogram,
-}
-
-impl std::fmt::Debug for RouteMetrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RouteMetrics")
-    }
-}
-
-impl std::fmt::Debug for RegionMetrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RegionMetrics")
     }
 }
 
@@ -187,46 +164,23 @@ impl Metrics {
             registry.register(Box::new(vec.clone()))?;
             Ok::<_, prometheus::Error>(vec)
         };
-        let fractions = |name: &str, help: &str| {
-            let vec = GaugeVec::new(Opts::new(name, help), &["region"])?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, prometheus::Error>(vec)
-        };
-        let region_healthy =
-            gauges("portolan_region_healthy", "1 if at least one upstream of the region is in good health.", &["region"])?;
-        let region_usable = fractions("portolan_region_usable_ratio", "The share of the region's upstreams that is usable.")?;
-        let region_granted =
-            fractions("portolan_region_granted_ratio", "The share of its traffic that an operator leaves the region.")?;
-        let region_in_flight =
-            gauges("portolan_region_requests_in_flight", "Requests that the region is answering.", &["region"])?;
-        let region_bound = gauges(
-            "portolan_region_adaptive_limit",
-            "How many requests at once the region is found to be able to answer.",
-            &["region"],
-        )?;
-        let region_waiting = gauges("portolan_region_queue_length", "Requests that wait for a place.", &["region"])?;
-        let upstream = &["region", "upstream"];
-        let upstream_usable = gauges("portolan_upstream_usable", "How many addresses of the upstream are usable.", upstream)?;
-        let upstream_in_flight =
-            gauges("portolan_upstream_requests_in_flight", "Requests that the upstream is answering.", upstream)?;
-        let dns_stale = gauges(
-            "portolan_dns_stale",
-            "1 if the upstream's name could not be resolved again when it should have been.",
-            upstream,
-        )?;
+        let budget = gauges("portolan_retry_budget_left", "Retries that the route's budget allows at the moment.", &["route"])?;
         let panics = IntCounter::new(
             "portolan_panic_requests_total",
             "Requests for which nothing was usable, so that something was tried all the same.",
         )?;
         registry.register(Box::new(panics.clone()))?;
-        let build = IntGaugeVec::new(Opts::new("portolan_build_info", "Always 1; the version is a label."), &["version"])?;
-        registry.register(Box::new(build.clone()))?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let log_lines_dropped =
             IntCounter::new("portolan_access_log_dropped_total", "Access log lines dropped because the log was slow.")?;
         registry.register(Box::new(log_lines_dropped.clone()))?;
-        let unrouted = Arc::new(RouteMetrics::new("_none".into(), &duration));
+        let unrouted = Arc::new(RouteMetrics::new("_none".into(), &duration, None));
+        let hosts = counters(
+            "portolan_host_requests_total",
+            "Requests by the host pattern of their route, and by the class of their status.",
+            &["host", "class"],
+        )?;
+        let unsuccessful =
+            counters("portolan_requests_unsuccessful_total", "Requests that were no success, by why (see docs/seeing.md).", &["why"])?;
         Ok(Self {
             not_retried: Stop::ALL.map(|stop| not_retried.with_label_values(&[stop.label()])),
             lookups: LookupResult::ALL.map(|result| lookups.with_label_values(&[result.label()])),
@@ -244,9 +198,14 @@ impl Metrics {
             connections: gauge("portolan_connections", "Client connections that are open.")?,
             cache: CacheMetrics::new(&registry)?,
             connection: ConnectionMetrics::new(&registry)?,
+            process: ProcessMetrics::new(&registry)?,
+            tracing: TracingMetrics::new(&registry)?,
+            regions: RegionGauges::new(&registry)?,
             registry,
             requests,
             duration,
+            hosts,
+            unsuccessful,
             attempts,
             upstream_duration,
             failovers,
@@ -255,32 +214,28 @@ impl Metrics {
             limit_table,
             turn: Mutex::new(()),
             shed,
-            region_bound,
+            budget,
             limit_evictions: ["counted", "penalised"].map(|kind| limit_evictions.with_label_values(&[kind])),
-            region_healthy,
-            region_usable,
-            region_granted,
-            region_in_flight,
-            region_waiting,
-            upstream_usable,
-            upstream_in_flight,
-            dns_stale,
             panics,
             log_lines_dropped,
             unrouted,
         })
     }
 
-    /// The metrics of a route.
-    pub fn route(&self, name: &Arc<str>) -> Arc<RouteMetrics> {
-        Arc::new(RouteMetrics::new(name.clone(), &self.duration))
+    /// The metrics of the route at this position; far down the file many share a label.
+    pub fn route(&self, name: &Arc<str>, position: usize, series: Arc<Series>) -> Arc<RouteMetrics> {
+        let label = if position < ROUTES { name.clone() } else { OTHER.into() };
+        Arc::new(RouteMetrics::new(label, &self.duration, Some(series)))
     }
 
     /// The metrics of a region.
-    pub fn region(&self, name: &str) -> Arc<RegionMetrics> {
-        let counter = |label: &str| self.attempts.with_label_values(&[name, label]);
-        let outcomes = std::array::from_fn(|i| counter(outcome_label(i)));
-        Arc::new(RegionMetrics { outcomes, duration: self.upstream_duration.with_label_values(&[name]) })
+    pub fn region(&self, name: &str, series: Arc<Series>) -> Arc<RegionMetrics> {
+        Arc::new(RegionMetrics::new(name, &self.attempts, &self.upstream_duration, series))
+    }
+
+    /// The metrics of the hosts that routes name.
+    pub fn hosts(&self, snapshot: &Snapshot) -> HostMetrics {
+        HostMetrics::new(&self.hosts, snapshot)
     }
 
     /// The counters of a limit, by [`Decision::ALL`].
@@ -290,8 +245,13 @@ impl Metrics {
 
     /// Forgets the labels of routes and regions that are in `old` but not in `new`.
     pub fn tidy(&self, old: &Live, new: &Live) {
-        for route in &old.snapshot.routes {
-            if new.snapshot.routes.iter().all(|r| r.name != route.name) {
+        for host in old.hosts.gone(&new.hosts) {
+            for class in HostMetrics::classes() {
+                let _ = self.hosts.remove_label_values(&[host.as_str(), class]);
+            }
+        }
+        for route in old.snapshot.routes.iter().take(ROUTES) {
+            if new.snapshot.routes.iter().take(ROUTES).all(|r| r.name != route.name) {
                 // Absent labels are the usual case here: not every pair was ever counted.
                 let _ = self.duration.remove_label_values(&[&route.name]);
                 for method in METHODS {
@@ -325,11 +285,7 @@ impl Metrics {
         for region in &old.snapshot.regions {
             if new.snapshot.region_named(&region.name).is_none() {
                 let _ = self.upstream_duration.remove_label_values(&[&region.name]);
-                for gauges in [&self.region_healthy, &self.region_in_flight, &self.region_waiting] {
-                    let _ = gauges.remove_label_values(&[&region.name]);
-                }
-                let _ = self.region_usable.remove_label_values(&[&region.name]);
-                let _ = self.region_granted.remove_label_values(&[&region.name]);
+                self.regions.forget(region);
                 for i in 0..OUTCOMES {
                     let _ = self.attempts.remove_label_values(&[&region.name, outcome_label(i)]);
                 }
@@ -348,8 +304,11 @@ impl Metrics {
     /// Counts a request that is over.
     pub fn record(&self, done: &RequestDone<'_>) {
         let route = done.route.and_then(|id| done.live.routes.get(id.0 as usize)).unwrap_or(&self.unrouted);
-        route.count(&self.requests, done.method, done.status);
-        route.duration.observe(done.total.as_secs_f64());
+        route.count(&self.requests, done.method, done.status, done.total);
+        done.live.hosts.count(done.host, done.matched, done.status);
+        if let Some(why) = Why::of(done) {
+            self.unsuccessful.with_label_values(&[why.label()]).inc();
+        }
         if let Some(counter) = self.lookups.get(done.lookup as usize) {
             counter.inc();
         }
@@ -378,10 +337,7 @@ impl Metrics {
     pub fn attempted(&self, live: &Live, plan: &Plan) {
         for attempt in &plan.tries {
             if let Some(region) = live.regions.get(usize::from(attempt.region.0)) {
-                if let Some(counter) = region.outcomes.get(outcome_index(attempt.outcome)) {
-                    counter.inc();
-                }
-                region.duration.observe(attempt.ended.since(attempt.started).as_secs_f64());
+                region.count(attempt);
             }
         }
         if let Some(stop) = plan.stopped
@@ -433,34 +389,12 @@ impl Metrics {
     /// All metrics in the text format, with what is only known at this moment.
     pub fn render(&self, live: &Live, store: &Store, learned_areas: usize, now: Moment) -> Result<Vec<u8>, prometheus::Error> {
         let _turn = self.turn.lock();
-        // Upstreams of the present only: whatever was removed is gone from here at once.
-        for gauges in [&self.upstream_usable, &self.upstream_in_flight, &self.dns_stale, &self.region_bound] {
-            gauges.reset();
-        }
-        for region in &live.snapshot.regions {
-            let name = &*region.name;
-            let capacity = region.capacity(now);
-            self.region_healthy.with_label_values(&[name]).set(i64::from(region.is_healthy(now)));
-            self.region_usable.with_label_values(&[name]).set(capacity.usable.into());
-            self.region_granted.with_label_values(&[name]).set(capacity.granted.into());
-            self.region_in_flight.with_label_values(&[name]).set(region.state.in_flight().into());
-            self.region_waiting.with_label_values(&[name]).set(region.state.waiting().into());
-            if let Some(bounds) = region.adaptive {
-                let limit = region.state.adaptive.limit(bounds);
-                self.region_bound.with_label_values(&[name]).set(limit.into());
-            }
-            for upstream in &region.upstreams {
-                let url = upstream.url.to_string();
-                let labels = [name, url.as_str()];
-                let endpoints = upstream.state.endpoints();
-                let usable = endpoints.iter().filter(|e| e.is_usable(now)).count();
-                self.upstream_usable.with_label_values(&labels).set(i64::try_from(usable).unwrap_or(i64::MAX));
-                let in_flight = endpoints.iter().map(|e| i64::from(e.in_flight())).sum();
-                self.upstream_in_flight.with_label_values(&labels).set(in_flight);
-                if upstream.url.needs_dns() {
-                    self.dns_stale.with_label_values(&labels).set(upstream.state.dns.stale.load(Relaxed).into());
-                }
-            }
+        self.regions.refresh(&live.snapshot.regions, now);
+        self.process.refresh();
+        self.budget.reset();
+        for route in live.snapshot.routes.iter().take(ROUTES) {
+            let left = route.retry.budget.left(route.retry.allowance, now);
+            self.budget.with_label_values(&[&*route.name]).set(i64::try_from(left).unwrap_or(i64::MAX));
         }
         if let Some(ledger) = &live.snapshot.limits.ledger {
             let fill = ledger.table.fill();
@@ -481,61 +415,5 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
-    }
-}
-
-impl RouteMetrics {
-    fn new(name: Arc<str>, duration: &HistogramVec) -> Self {
-        let codes = (0..METHODS.len() * CODES.len()).map(|_| OnceLock::new()).collect();
-        Self { duration: duration.with_label_values(&[&name]), name, codes }
-    }
-
-    /// Counts a request.
-    fn count(&self, all: &IntCounterVec, method: &http::Method, status: u16) {
-        let method = METHODS.iter().position(|m| *m == method.as_str()).unwrap_or(METHODS.len() - 1);
-        let label = METHODS.get(method).copied().unwrap_or("other");
-        let code = if (100..=599).contains(&status) { status } else { 0 };
-        let lookup = || all.with_label_values(&[&*self.name, label, code.to_string().as_str()]);
-        let at_hand = CODES.iter().position(|c| *c == code).and_then(|c| self.codes.get(method * CODES.len() + c));
-        match at_hand {
-            Some(cell) => cell.get_or_init(lookup).inc(),
-            None => lookup().inc(),
-        }
-    }
-}
-
-fn outcome_index(outcome: Outcome) -> usize {
-    match outcome {
-        Outcome::Answered(_) => 0,
-        Outcome::Truncated(_) => 1,
-        Outcome::Pending => 2,
-        Outcome::Replayed(_) => 3,
-        Outcome::Failed(failure) => 4 + Failure::ALL.iter().position(|f| f.label() == failure.label()).unwrap_or(0),
-    }
-}
-
-fn outcome_label(index: usize) -> &'static str {
-    match index {
-        0 => Outcome::Answered(0).label(),
-        1 => Outcome::Truncated(0).label(),
-        2 => Outcome::Pending.label(),
-        3 => Outcome::Replayed(0).label(),
-        _ => Failure::ALL.get(index - 4).map_or("", |f| f.label()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_outcome_has_its_own_label() {
-        let mut labels: Vec<_> = (0..OUTCOMES).map(outcome_label).collect();
-        for failure in Failure::ALL {
-            assert_eq!(outcome_label(outcome_index(Outcome::Failed(failure))), failure.label());
-        }
-        labels.sort_unstable();
-        labels.dedup();
-        assert_eq!(labels.len(), OUTCOMES);
     }
 }

@@ -10,6 +10,8 @@ use crate::proxy::store::Store;
 /// What the cache does.
 #[derive(Debug)]
 pub struct CacheMetrics {
+    /// Requests that the cache was asked for, by what it did.
+    pub asked: IntCounterVec,
     requests: [IntCounter; Status::ALL.len()],
     bytes: [IntGauge; 2],
     objects: [IntGauge; 2],
@@ -46,6 +48,7 @@ impl CacheMetrics {
         )?;
         registry.register(Box::new(requests.clone()))?;
         Ok(Self {
+            asked: requests.clone(),
             requests: Status::ALL.map(|status| requests.with_label_values(&[status.label()])),
             bytes: tiers("portolan_cache_bytes", "Bytes of stored responses, headers included.")?,
             objects: tiers("portolan_cache_objects", "Stored responses.")?,
