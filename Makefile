@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 .PHONY: demo test bench lint deps test-deps
 
 demo: deps
-	$(CARGO) run --quiet -- demo
+	$(CARGO) run --quiet -- demo --visitors 20
 
 test: deps test-deps
 	$(CARGO) test

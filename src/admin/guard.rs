@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::{AppendHeaders, IntoResponse, Response};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use subtle::ConstantTimeEq;
 
 use super::Admin;
@@ -29,8 +30,10 @@ pub async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> 
     // Probes have no token, and learn nothing but "up" and "ready".
     let open = matches!(path, "/healthz" | "/readyz");
     if admin.settings.token.is_some() && !open && !known {
-        let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-        return (StatusCode::UNAUTHORIZED, challenge, "the admin token is needed\n").into_response();
+        // Browsers ask people for a password: the token, under any name.
+        let challenges = [(header::WWW_AUTHENTICATE, "Bearer"), (header::WWW_AUTHENTICATE, "Basic realm=\"Portolan\", charset=\"UTF-8\"")];
+        let challenges = AppendHeaders(challenges);
+        return (StatusCode::UNAUTHORIZED, challenges, "the admin token is needed\n").into_response();
     }
     next.run(request).await
 }
@@ -64,10 +67,17 @@ fn is_own_page(headers: &HeaderMap) -> bool {
     site && origin && headers.contains_key("x-portolan-action")
 }
 
+/// The token itself, or, from browsers, as the password of anybody (RFC 7617).
 fn bears(headers: &HeaderMap, token: &str) -> bool {
-    let given = headers.get(header::AUTHORIZATION).map(|v| v.as_bytes());
-    let given = given.and_then(|v| v.split_at_checked(7)).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
-    given.is_some_and(|(_, given)| given.ct_eq(token.as_bytes()).into())
+    let Some(given) = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()) else { return false };
+    let Some((scheme, given)) = given.split_once(' ') else { return false };
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return given.as_bytes().ct_eq(token.as_bytes()).into();
+    }
+    let decoded = BASE64_STANDARD.decode(given.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"));
+    let Some(decoded) = decoded else { return false };
+    let password = decoded.iter().position(|b| *b == b':').and_then(|colon| decoded.get(colon + 1..));
+    password.is_some_and(|password| password.ct_eq(token.as_bytes()).into())
 }
 
 #[cfg(test)]
@@ -113,7 +123,22 @@ mod tests {
     fn tokens() {
         assert!(bears(&headers(&[("authorization", "Bearer secret")]), "secret"));
         assert!(bears(&headers(&[("authorization", "bearer secret")]), "secret"));
-        for value in ["Bearer secre", "Bearer secrets", "Basic secret", "secret", "Bearer", ""] {
+        // `anybody:secret`, `:secret`
+        for value in ["Basic YW55Ym9keTpzZWNyZXQ=", "basic OnNlY3JldA=="] {
+            assert!(bears(&headers(&[("authorization", value)]), "secret"), "{value}");
+        }
+        // Also `secret`, `secret:`, `a:b:secret`.
+        for value in [
+            "Bearer secre",
+            "Bearer secrets",
+            "Basic secret",
+            "Basic c2VjcmV0",
+            "Basic c2VjcmV0Og==",
+            "Basic YTpiOnNlY3JldA==",
+            "secret",
+            "Bearer",
+            "",
+        ] {
             assert!(!bears(&headers(&[("authorization", value)]), "secret"), "{value}");
         }
         assert!(!bears(&headers(&[]), "secret"));

@@ -4,6 +4,7 @@
 mod cache;
 mod guard;
 mod limits;
+mod live;
 mod page;
 mod regions;
 mod status;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use axum::extract::State as Extract;
 use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
@@ -42,7 +43,9 @@ impl Admin {
     /// All routes behind their guard; `more` is guarded too.
     pub fn router(self, more: Router) -> Router {
         Router::new()
-            .route("/", get(front))
+            .route("/", get(page::front))
+            .route("/page/{name}", get(page::part))
+            .route("/events", get(live::events))
             .route("/metrics", get(metrics))
             .route("/status.json", get(status_json))
             .route("/reload", post(reload))
@@ -58,11 +61,6 @@ impl Admin {
             .merge(more)
             .layer(middleware::from_fn_with_state(self, guard::guard))
     }
-}
-
-async fn front(Extract(admin): Extract<Admin>) -> Response {
-    let page = page::render(&Status::now(&admin.state, clock::now()));
-    ([(header::CONTENT_SECURITY_POLICY, page::POLICY)], Html(page)).into_response()
 }
 
 async fn metrics(Extract(admin): Extract<Admin>) -> Response {

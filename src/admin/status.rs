@@ -1,17 +1,24 @@
 //! `/status.json`: what an operator asks first.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::config::problem::ProblemJson;
+use crate::observe::lately::{Event, Hits, Seen};
+use crate::observe::sketch::Windows;
 use crate::orders::Kept;
 use crate::proxy::store::Held;
 use crate::regions::endpoint::{Endpoint, describe};
 use crate::regions::{Region, Upstream};
 use crate::request::Moment;
-use crate::state::State;
+use crate::routes::Route;
+use crate::snapshot::Snapshot;
+use crate::state::{Reload, ReloadStatus, State};
+use crate::tasks::seconds::Usage;
 
 /// The state of the process.
 #[derive(Debug, Serialize)]
@@ -38,6 +45,78 @@ pub struct Status {
     pub routes: Vec<RouteStatus>,
     /// Areas of which something was learned (`policy: latency`).
     pub learned_areas: usize,
+    /// What the process uses.
+    pub process: Usage,
+    /// All requests of the last minutes.
+    pub traffic: Windows,
+    /// Those of each country that asked for something in the last five minutes.
+    pub countries: Vec<CountryStatus>,
+    /// How often rules, limits and the cache did what, and how often requests moved or were no success.
+    #[serde(flatten)]
+    pub hits: HitsStatus,
+    /// What became of regions, and where traffic failed over; the newest first.
+    pub events: Vec<Event>,
+    /// Reloads; the newest first.
+    pub reloads: Vec<Reload>,
+}
+
+/// Requests of a country.
+#[derive(Debug, Serialize)]
+pub struct CountryStatus {
+    /// Its code.
+    pub country: String,
+    /// Its requests of the last minutes.
+    pub traffic: Windows,
+}
+
+/// How often what happened, since the start and in the last minute.
+#[derive(Debug, Serialize)]
+pub struct HitsStatus {
+    /// By rule and action.
+    pub rules: Vec<Hit>,
+    /// By limit and decision.
+    pub limits: Vec<Hit>,
+    /// By what the cache did.
+    pub cache_requests: Vec<Hit>,
+    /// By reason.
+    pub unsuccessful: Vec<Hit>,
+    /// By the region that was left, the one that took over, and why.
+    pub failovers: Vec<Hit>,
+}
+
+/// How often something happened.
+#[derive(Debug, Serialize)]
+pub struct Hit {
+    /// What it is called.
+    #[serde(flatten)]
+    pub labels: BTreeMap<&'static str, String>,
+    /// Since the start.
+    pub total: u64,
+    /// In the last minute.
+    pub minute: u64,
+}
+
+impl HitsStatus {
+    /// What happened, the most of the last minute first; without what never happened.
+    pub fn of(seen: &Seen) -> Self {
+        fn hits(all: &[Hits], names: &[&'static str]) -> Vec<Hit> {
+            let mut all: Vec<_> = all.iter().filter(|hits| hits.total > 0).collect();
+            all.sort_by_key(|hits| std::cmp::Reverse((hits.minute, hits.total)));
+            let hit = |hits: &Hits| Hit {
+                labels: names.iter().copied().zip(hits.labels.iter().cloned()).collect(),
+                total: hits.total,
+                minute: hits.minute,
+            };
+            all.into_iter().map(hit).collect()
+        }
+        Self {
+            rules: hits(&seen.rules, &["rule", "action"]),
+            limits: hits(&seen.limits, &["limit", "decision"]),
+            cache_requests: hits(&seen.cache, &["status"]),
+            unsuccessful: hits(&seen.reasons, &["why"]),
+            failovers: hits(&seen.failovers, &["from", "to", "reason"]),
+        }
+    }
 }
 
 /// The configuration in force.
@@ -87,6 +166,8 @@ pub struct RegionStatus {
     pub waiting: u32,
     /// Time to first byte of its health checks.
     pub check_ms: Option<f64>,
+    /// The attempts in it of the last minutes.
+    pub traffic: Windows,
     /// Its upstreams; one with several addresses comes several times.
     pub upstreams: Vec<UpstreamStatus>,
 }
@@ -125,6 +206,10 @@ pub struct RouteStatus {
     pub requests_10s: u64,
     /// Retries of the last ten seconds.
     pub retries_10s: u64,
+    /// Retries that its budget allows at the moment.
+    pub retries_left: u64,
+    /// Its requests of the last minutes.
+    pub traffic: Windows,
 }
 
 impl Status {
@@ -133,7 +218,7 @@ impl Status {
         let live = state.live.load();
         let snapshot = &live.snapshot;
         let reload = state.reload.lock().clone();
-        let orders = state.orders.list(state);
+        let seen = state.lately.seen();
         Self {
             version: env!("CARGO_PKG_VERSION"),
             started: time(state.started),
@@ -141,28 +226,26 @@ impl Status {
             connections: state.metrics.connections.get(),
             cache: state.store.held(),
             cluster_connected: state.cluster.as_ref().map(|cluster| cluster.is_connected()),
-            config: ConfigStatus {
-                generation: reload.generation,
-                last_reload_successful: reload.successful,
-                last_reload: time(reload.at),
-                last_reload_trigger: reload.trigger,
-                problems: reload.problems,
-            },
+            config: ConfigStatus::of(&reload),
             country_database: snapshot.databases.source().map(|d| DatabaseStatus {
                 kind: d.kind.to_owned(),
                 path: d.path.display().to_string(),
                 built: time(d.built),
             }),
-            regions: snapshot.regions.iter().map(|region| RegionStatus::of(region, &orders, now)).collect(),
-            routes: snapshot
-                .routes
-                .iter()
-                .map(|route| {
-                    let (requests_10s, retries_10s) = route.retry.budget.counts(now);
-                    RouteStatus { name: route.name.to_string(), requests_10s, retries_10s }
-                })
-                .collect(),
+            regions: RegionStatus::all(state, snapshot, now),
+            routes: RouteStatus::all(state, snapshot, now),
             learned_areas: state.memory.latency.areas(),
+            process: state.pulse.usage(),
+            traffic: state.traffic.all.windows(),
+            countries: state
+                .traffic
+                .countries()
+                .into_iter()
+                .map(|(country, traffic)| CountryStatus { country: country.to_string(), traffic })
+                .collect(),
+            hits: HitsStatus::of(&seen),
+            events: seen.events,
+            reloads: reload.history.into_iter().rev().collect(),
         }
     }
 }
@@ -171,8 +254,45 @@ fn time(t: SystemTime) -> String {
     humantime::format_rfc3339_seconds(t).to_string()
 }
 
+impl ConfigStatus {
+    /// As the last reload left it.
+    pub fn of(reload: &ReloadStatus) -> Self {
+        Self {
+            generation: reload.generation,
+            last_reload_successful: reload.successful,
+            last_reload: time(reload.at),
+            last_reload_trigger: reload.trigger,
+            problems: reload.problems.clone(),
+        }
+    }
+}
+
+impl RouteStatus {
+    /// All of them.
+    pub fn all(state: &State, snapshot: &Snapshot, now: Moment) -> Vec<Self> {
+        let traffic = state.traffic.routes();
+        let one = |route: &Route| {
+            let (requests_10s, retries_10s) = route.retry.budget.counts(now);
+            Self {
+                name: route.name.to_string(),
+                requests_10s,
+                retries_10s,
+                retries_left: route.retry.budget.left(route.retry.allowance, now),
+                traffic: traffic.get(&route.name).copied().unwrap_or_default(),
+            }
+        };
+        snapshot.routes.iter().map(one).collect()
+    }
+}
+
 impl RegionStatus {
-    fn of(region: &Region, orders: &[Kept], now: Moment) -> Self {
+    /// All of them.
+    pub fn all(state: &State, snapshot: &Snapshot, now: Moment) -> Vec<Self> {
+        let (orders, traffic) = (state.orders.list(state), state.traffic.regions());
+        snapshot.regions.iter().map(|region| Self::of(region, &orders, &traffic, now)).collect()
+    }
+
+    fn of(region: &Region, orders: &[Kept], traffic: &BTreeMap<Arc<str>, Windows>, now: Moment) -> Self {
         let capacity = region.capacity(now);
         let mut upstreams = Vec::new();
         for upstream in &region.upstreams {
@@ -192,6 +312,7 @@ impl RegionStatus {
             in_flight: region.state.in_flight(),
             waiting: region.state.waiting(),
             check_ms: region.state.check_time().map(|t| t.as_secs_f64() * 1_000.0),
+            traffic: traffic.get(&region.name).copied().unwrap_or_default(),
             upstreams,
         }
     }

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::{ConfigArgs, Exit, print, print_problems, run};
+use super::{ConfigArgs, Exit, print, print_problems, run, visitors};
 use crate::config;
 use crate::config::units::UpstreamUrl;
 use crate::proxy::listen;
@@ -28,6 +28,9 @@ pub struct Demo {
     /// The configuration file; its regions' upstreams must be on loopback
     #[arg(long, short, value_name = "FILE", default_value = "config/demo.yaml")]
     config: PathBuf,
+    /// Send so many requests a second from all over the world
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000))]
+    visitors: u32,
 }
 
 impl Demo {
@@ -56,7 +59,13 @@ impl Demo {
             .route("/_demo/fail/{region}", any(fail))
             .route("/_demo/restore/{region}", any(restore))
             .with_state(origins.clone());
-        let work = move || origins.start_all();
+        let (visitors, proxy) = (self.visitors, loaded.config.listeners.first().map(|listener| listener.address.0));
+        let work = move || {
+            origins.start_all();
+            if let Some(proxy) = proxy.filter(|_| visitors > 0) {
+                tokio::spawn(visitors::visit(proxy, visitors));
+            }
+        };
         run::run(paths, false, run::Extra { admin, work: Some(Box::new(work)), ready: Some(welcome) })
     }
 }

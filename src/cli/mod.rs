@@ -11,6 +11,7 @@ mod reload;
 mod rules;
 mod run;
 mod status;
+mod visitors;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

@@ -22,6 +22,23 @@ impl Point {
         Self { x: lat.cos() * lon.cos(), y: lat.cos() * lon.sin(), z: lat.sin() }
     }
 
+    /// Degrees north of the equator.
+    pub fn latitude(self) -> f64 {
+        self.z.clamp(-1.0, 1.0).asin().to_degrees()
+    }
+
+    /// Degrees east of Greenwich.
+    pub fn longitude(self) -> f64 {
+        self.y.atan2(self.x).to_degrees()
+    }
+
+    /// The middle of points on the globe; nothing if they have none.
+    pub fn middle(points: impl Iterator<Item = Self>) -> Option<Self> {
+        let (x, y, z) = points.fold((0.0, 0.0, 0.0), |(x, y, z), p| (x + p.x, y + p.y, z + p.z));
+        let length = (x * x + y * y + z * z).sqrt();
+        (length > 1e-9).then(|| Self { x: x / length, y: y / length, z: z / length })
+    }
+
     /// Along a great circle, in km.
     pub fn distance(self, other: Self) -> f64 {
         let product = self.x * other.x + self.y * other.y + self.z * other.z;
@@ -42,6 +59,11 @@ fn line(line: &str) -> Option<(Country, Continent, Point)> {
     let continent = fields.next()?.parse().ok()?;
     let point = Point::new(fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some((country, continent, point))
+}
+
+/// Every country.
+pub fn countries() -> impl Iterator<Item = Country> {
+    COUNTRIES.iter().map(|(country, ..)| *country)
 }
 
 /// Every country of `continent`.
@@ -101,5 +123,9 @@ mod tests {
         assert!(point("FR").distance(london) < point("JP").distance(london));
         assert!(point("NZ").distance(point("AU")) < point("NZ").distance(point("US")));
         assert!(london.distance(london) < 0.001);
+        assert!((london.latitude() - 51.51).abs() < 1e-9 && (new_york.longitude() + 74.01).abs() < 1e-9);
+        let across = [Point::new(0.0, 170.0), Point::new(0.0, -170.0)];
+        assert!((Point::middle(across.into_iter()).unwrap().longitude().abs() - 180.0).abs() < 1e-9, "not in Africa");
+        assert_eq!(Point::middle([Point::new(0.0, 0.0), Point::new(0.0, 180.0)].into_iter()), None);
     }
 }

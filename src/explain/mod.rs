@@ -2,6 +2,7 @@
 //! [`Plan`](crate::upstream::Plan) as traffic does, only with [`Mode::Peek`]: nothing is counted or spent.
 
 mod cache;
+pub mod coverage;
 mod question;
 mod regions;
 mod rules;
