@@ -1,6 +1,6 @@
 //! How commands talk to a running process: a small HTTP/1.1 client for the admin address.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -35,8 +35,37 @@ impl AdminArgs {
         self.send(method, path, "")
     }
 
-    /// Sends one request. The admin side is on this machine or behind a tunnel: plain HTTP only.
+    /// Sends one request.
     pub fn send(&self, method: &str, path: &str, body: &str) -> anyhow::Result<Answer> {
+        let mut stream = self.open(method, path, body)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
+        Ok(Answer { status: status(head)?, body: body.to_owned() })
+    }
+
+    /// Hands every event (name and data) of a stream of them to `hear`, until that has enough or the stream ends.
+    pub fn events(&self, path: &str, mut hear: impl FnMut(&str, &str) -> bool) -> anyhow::Result<()> {
+        let mut lines = BufReader::new(self.open("GET", path, "")?).lines();
+        let head = lines.next().context("the answer is no HTTP")??;
+        let code = status(&head)?;
+        if code != 200 {
+            return Err(UserError(format!("{path} answered {code}")).into());
+        }
+        let mut name = String::new();
+        for line in lines {
+            let line = line?;
+            match line.split_once(':').map(|(field, value)| (field, value.trim_start())) {
+                Some(("event", value)) => name = value.to_owned(),
+                Some(("data", value)) if !hear(&name, value) => return Ok(()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a request. The admin side is on this machine or behind a tunnel: plain HTTP only.
+    fn open(&self, method: &str, path: &str, body: &str) -> anyhow::Result<TcpStream> {
         if self.admin.scheme() != "http" {
             return Err(UserError("--admin takes an http:// URL".to_owned()).into());
         }
@@ -49,13 +78,14 @@ impl AdminArgs {
         // HTTP/1.0: the answer ends where the connection does.
         let length = body.len();
         write!(stream, "{method} {path} HTTP/1.0\r\nHost: {host}\r\n{authorization}Content-Length: {length}\r\n\r\n{body}")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("the answer is no HTTP")?;
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("the answer is no HTTP")?;
-        if status == 401 {
-            return Err(UserError("the admin token is needed, or this is not it: set PORTOLAN_ADMIN_TOKEN".to_owned()).into());
-        }
-        Ok(Answer { status, body: body.to_owned() })
+        Ok(stream)
     }
+}
+
+fn status(head: &str) -> anyhow::Result<u16> {
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("the answer is no HTTP")?;
+    if status == 401 {
+        return Err(UserError("the admin token is needed, or this is not it: set PORTOLAN_ADMIN_TOKEN".to_owned()).into());
+    }
+    Ok(status)
 }

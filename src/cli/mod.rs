@@ -5,12 +5,14 @@ mod check;
 mod client;
 mod demo;
 mod explain;
+mod figures;
 mod limits;
 mod region;
 mod reload;
 mod rules;
 mod run;
 mod status;
+mod top;
 mod visitors;
 
 use std::io::IsTerminal;
@@ -71,6 +73,8 @@ enum Command {
     Schema,
     /// Show the state of a running process
     Status(status::StatusCommand),
+    /// Show a running process live: regions, rates, latency, failovers, countries, rules
+    Top(top::Top),
     /// Make a running process read its configuration again
     Reload(client::AdminArgs),
     /// Take a region out of a running process, and bring it back
@@ -139,6 +143,7 @@ fn command() -> anyhow::Result<Exit> {
             Ok(Exit::Done)
         }
         Command::Status(status) => status.run(),
+        Command::Top(top) => top.run(),
         Command::Reload(admin) => reload::run(&admin),
         Command::Region(region) => region.run(),
         Command::Cache(cache) => cache.run(),

@@ -4,7 +4,10 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::AdminArgs;
+use super::figures::{self, bytes, ms, number, percent, rate, span, text};
+use super::top::state;
 use super::{Exit, print};
+use crate::kept::rfc3339;
 
 #[derive(Debug, Args)]
 pub struct StatusCommand {
@@ -33,36 +36,78 @@ impl StatusCommand {
             return Ok(Exit::Done);
         }
         let status: Value = serde_json::from_str(&answer.body)?;
-        let text = |pointer: &str| match status.pointer(pointer) {
-            Some(Value::String(s)) => s.clone(),
-            Some(other) => other.to_string(),
-            None => String::new(),
-        };
-        print(&format!("portolan {}, up {} s, {} connections", text("/version"), text("/uptime_seconds"), text("/connections")));
+        let text = |pointer: &str| text(&status, pointer);
+        let number = |pointer: &str| number(&status, pointer);
+        let minute = |key: &str| number(&format!("/traffic/1m/{key}"));
+        let uptime = span(number("/uptime_seconds").unwrap_or_default());
+        print(&format!("portolan {}, up {uptime}, {} connections", text("/version"), text("/connections")));
+        print(&format!(
+            "last minute {} requests/s, {} errors, P50 {}, P95 {}, P99 {}; {} of {} CPUs, {} of memory",
+            rate(minute("per_second").unwrap_or_default()),
+            percent(minute("error_ratio").unwrap_or_default()),
+            ms(minute("p50_ms")),
+            ms(minute("p95_ms")),
+            ms(minute("p99_ms")),
+            number("/process/cpus").map_or("?".to_owned(), |cpus| format!("{cpus:.2}")),
+            text("/process/cpus_available"),
+            number("/process/resident_bytes").map_or("?".to_owned(), bytes),
+        ));
         let outcome =
             if text("/config/last_reload_successful") == "true" { "in force" } else { "REFUSED, the last good one goes on" };
         print(&format!("configuration {}, last read {}: {outcome}", text("/config/generation"), text("/config/last_reload")));
-        for problem in status.pointer("/config/problems").and_then(Value::as_array).into_iter().flatten() {
+        for problem in list(&status, "/config/problems") {
             let field = |key: &str| problem.get(key).and_then(Value::as_str).unwrap_or_default();
             print(&format!("  {}: {}:{}: {}", field("severity"), field("file"), problem["line"], field("message")));
         }
-        for region in status.pointer("/regions").and_then(Value::as_array).into_iter().flatten() {
-            let name = region.get("name").and_then(Value::as_str).unwrap_or_default();
-            if let Some(kind) = region.pointer("/order/kind").and_then(Value::as_str) {
-                let share = region.get("granted").and_then(Value::as_f64).unwrap_or_default() * 100.0;
-                print(&format!("{name:<16} {kind}, keeps {share:.0} % of its traffic"));
+        print(&format!("\n{:<16} {:<10} {:>10} {:>8} {:>8} {:>8} {:>6}", "REGION", "STATE", "ATTEMPTS/S", "ERRORS", "P95", "AT ONCE", "KEEPS"));
+        for region in list(&status, "/regions") {
+            print(&row(region));
+        }
+        print(&format!("\n{:<16} {:<32} {:<10} {}", "REGION", "UPSTREAM", "STATE", "WHY"));
+        for region in list(&status, "/regions") {
+            for upstream in list(region, "/upstreams") {
+                print(&place(&figures::text(region, "/name"), upstream));
             }
-            for upstream in region.get("upstreams").and_then(Value::as_array).into_iter().flatten() {
-                let field = |key: &str| upstream.get(key).and_then(Value::as_str).unwrap_or_default();
-                // A name with several addresses comes several times.
-                let address = field("address");
-                let place = match field("url").contains(address) {
-                    true => field("url").to_owned(),
-                    false => format!("{} ({address})", field("url")),
-                };
-                print(&format!("{name:<16} {place:<32} {:<10} {}", field("state"), field("because")));
-            }
+        }
+        for event in list(&status, "/events").iter().take(5) {
+            let at = rfc3339(event.get("at").and_then(Value::as_u64).unwrap_or_default());
+            let of = |pointer: &str| figures::text(event, pointer);
+            let to = Some(of("/to")).filter(|to| !to.is_empty()).map(|to| format!(" to {to}, {} requests", of("/requests")));
+            print(&format!("{at} {} {}{}: {}", of("/region"), of("/kind"), to.unwrap_or_default(), of("/because")));
         }
         Ok(Exit::Done)
     }
+}
+
+fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
+    value.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A region's figures of the last minute.
+fn row(region: &Value) -> String {
+    let minute = |key: &str| number(region, &format!("/traffic/1m/{key}"));
+    let order = region.get("order").filter(|order| !order.is_null());
+    let reason = order.map(|order| figures::text(order, "/reason")).filter(|reason| !reason.is_empty());
+    format!(
+        "{:<16} {:<10} {:>10} {:>8} {:>8} {:>8} {:>6}{}",
+        text(region, "/name"),
+        state(region),
+        rate(minute("per_second").unwrap_or_default()),
+        percent(minute("error_ratio").unwrap_or_default()),
+        ms(minute("p95_ms")),
+        text(region, "/in_flight"),
+        percent(number(region, "/granted").unwrap_or(1.0)),
+        reason.map(|reason| format!("  {reason}")).unwrap_or_default(),
+    )
+}
+
+/// An upstream; one whose name has several addresses comes several times.
+fn place(region: &str, upstream: &Value) -> String {
+    let field = |key: &str| upstream.get(key).and_then(Value::as_str).unwrap_or_default();
+    let address = field("address");
+    let place = match field("url").contains(address) {
+        true => field("url").to_owned(),
+        false => format!("{} ({address})", field("url")),
+    };
+    format!("{region:<16} {place:<32} {:<10} {}", field("state"), field("because"))
 }

@@ -61,30 +61,37 @@ function readable(text) {
 const step = (title, what, ...because) =>
   h('li', {}, h('span', { class: 'step' }, title), h('div', {}, h('b', {}, what), because.flat().filter(Boolean).map((why) => (why instanceof Node ? why : h('div', { class: 'quiet' }, why)))));
 
-const list = (items) => h('ul', {}, items.map((item) => h('li', {}, item)));
+const list = (items) => h('ul', {}, items.map((item) => h('li', {}, ...[item].flat())));
 
-function rules(all) {
-  return all.map((rule) => {
-    const saw = (rule.saw ?? []).map(({ operand, value }) => `${operand} is ${value ?? 'missing'}`).join(', ');
-    return `${rule.id ?? rule.name}: ${rule.applies === false ? 'does not apply' : rule.action ?? 'applies'}${saw ? ` (${saw})` : ''}`;
-  });
-}
+/** Rules as they stand, each with what it saw. */
+const rules = (all) =>
+  list(
+    all.map(({ id, action, outcome, expression, operands }) => [
+      h('b', {}, id),
+      ` (${action}): ${outcome}`,
+      h('div', { class: 'quiet' }, h('code', {}, expression)),
+      operands.map(({ operand, value }) => h('div', { class: 'quiet' }, `${operand} is ${value ?? 'missing'}`)),
+    ]),
+  );
 
-/** The journey as a list. What the answer has and this does not know is shown as it is. */
+/** The journey as a list. */
 function journey(e) {
   const steps = [];
-  const { request, client, country, route } = e;
+  const { request, client, country, route, firewall, cache } = e;
   steps.push(step('Request', `${request.method} ${request.host}${request.path}`, request.seen_as && `routes and rules see the path ${request.seen_as}`));
   steps.push(step('Client', client.ip, client.because));
   steps.push(step('Country', country.subdivision ?? country.code, `${country.result}${country.database ? ` in ${country.database}` : ''}`));
   steps.push(route ? step('Route', route.name, route.because, route.beat.map(({ name, because }) => `rather than ${name}: ${because}`)) : step('Route', 'none', 'no route matches'));
   if (e.class) steps.push(step('Importance', e.class));
-  if (e.conditions?.length) steps.push(step('Conditions', `${e.conditions.length} looked at`, list(rules(e.conditions))));
-  const asked = e.firewall?.rules ?? [];
-  if (asked.length) steps.push(step('Rules', `${asked.length} asked`, list(rules(asked))));
-  if (e.limits?.length) steps.push(step('Limits', `${e.limits.length} asked`, list(e.limits.map(limit))));
-  if (e.cache) steps.push(step('Cache', e.cache.status ?? e.cache.verdict ?? 'asked', details(e.cache)));
-  if (e.transforms) steps.push(step('Transforms', 'change the request', details(e.transforms)));
+  if (e.conditions.length) steps.push(step('Conditions', `${e.conditions.length} asked`, rules(e.conditions)));
+  if (firewall.rules.length) steps.push(step('Rules', `${firewall.rules.length} asked`, rules(firewall.rules), firewall.threat_score != null && `threat score ${firewall.threat_score} of 100`));
+  if (e.limits.length) {
+    const one = ({ id, action, quota, key, outcome }) => [h('b', {}, id), ` (${action}): ${outcome}`, h('div', { class: 'quiet' }, `${quota}${key ? ` for ${key}` : ''}`)];
+    steps.push(step('Limits', `${e.limits.length} asked`, list(e.limits.map(one))));
+  }
+  if (firewall.managed) steps.push(step('Managed rules', firewall.managed));
+  if (cache) steps.push(step('Cache', cache.outcome, cache.key && `key ${cache.key}`, cache.rules.length > 0 && `rules that apply: ${cache.rules.join(', ')}`, cache.response, cache.stored));
+  if (e.transforms) steps.push(step('Changes', 'for the origin', e.transforms.target && `it gets ${e.transforms.target}`, e.transforms.headers));
   if (e.regions.length) {
     const one = ({ name, because, share, upstreams, inside }) =>
       h('li', {}, h('b', {}, name), ` begins ${percent(share, 0)} of such requests`, h('div', { class: 'quiet' }, `${because}; inside ${inside}`), upstreams.map(({ url, state }) => h('div', { class: 'quiet' }, h('code', {}, url), ` ${state}`)));
@@ -100,12 +107,4 @@ function journey(e) {
   steps.push(step('Answer', answer.text, answer.status && `status ${answer.status}`));
   steps.at(-1).classList.add('answer');
   return h('ol', { class: 'journey' }, steps);
-}
-
-const limit = ({ id, limit: name, decision, outcome, because, text, used, quota }) => [id ?? name, decision ?? outcome, because ?? text, used != null && `${used} of ${quota}`].filter(Boolean).join(': ');
-
-/** Whatever an object says, as a list. */
-function details(value) {
-  const shown = Object.entries(value).filter(([, v]) => v != null && v !== '' && !(Array.isArray(v) && !v.length));
-  return list(shown.map(([name, v]) => `${name.replaceAll('_', ' ')}: ${typeof v === 'object' ? JSON.stringify(v) : v}`));
 }
