@@ -49,7 +49,7 @@ pub struct Asked {
     region: Option<String>,
     route: Option<String>,
     text: Option<String>,
-    ip: Option<IpAddr>,
+    ip: Option<String>,
     why: Option<String>,
 }
 
@@ -106,6 +106,10 @@ pub async fn events(Extract(admin): Extract<Admin>, Query(asked): Query<Asked>) 
     let Asked { tail, map, status, country, region, route, text, ip, why } = asked;
     // An empty field of a form is one that was left alone.
     let given = |field: Option<String>| field.filter(|text| !text.is_empty());
+    let ip = match given(ip).map(|ip| ip.parse::<IpAddr>().map_err(|_| ip)).transpose() {
+        Ok(ip) => ip,
+        Err(text) => return (StatusCode::BAD_REQUEST, format!("`{text}` is no address\n")).into_response(),
+    };
     let wanted = Wanted {
         status: given(status),
         country: given(country),

@@ -59,11 +59,11 @@ impl Demo {
             .route("/_demo/fail/{region}", any(fail))
             .route("/_demo/restore/{region}", any(restore))
             .with_state(origins.clone());
-        let (visitors, proxy) = (self.visitors, loaded.config.listeners.first().map(|listener| listener.address.0));
-        let work = move || {
+        let visitors = self.visitors;
+        let work = move |listeners: &[SocketAddr]| {
             origins.start_all();
-            if let Some(proxy) = proxy.filter(|_| visitors > 0) {
-                tokio::spawn(visitors::visit(proxy, visitors));
+            if let Some(proxy) = listeners.first().filter(|_| visitors > 0) {
+                tokio::spawn(visitors::visit(*proxy, visitors));
             }
         };
         run::run(paths, false, run::Extra { admin, work: Some(Box::new(work)), ready: Some(welcome) })

@@ -16,13 +16,16 @@ use crate::state::State;
 use crate::tasks::upgrade::Taken;
 use crate::tasks::{acme, bans, certificates, orders, otlp, probe, seconds, signals, watch};
 
+/// Work that knows where clients connect.
+pub type Work = Box<dyn FnOnce(&[SocketAddr]) + Send + Sync>;
+
 /// What the demo adds to a plain run.
 #[derive(Default)]
 pub struct Extra {
     /// Routes on the admin side.
     pub admin: axum::Router,
-    /// Begins work beside the control plane's own.
-    pub work: Option<Box<dyn FnOnce() + Send + Sync>>,
+    /// Begins work beside the control plane's own, before these listeners.
+    pub work: Option<Work>,
     /// Called once everything listens.
     pub ready: Option<fn(listeners: &[SocketAddr], admin: SocketAddr)>,
 }
@@ -75,7 +78,7 @@ pub fn run(paths: Paths, upgrade: bool, extra: Extra) -> anyhow::Result<Exit> {
         eprintln!("error: the process before this one goes on, for it did not wait: {error}");
         return Ok(Exit::Ours);
     }
-    server::run(state, listeners, stops, sockets, move || control(background, reloader, admin, admin_listener, extra))?;
+    server::run(state, listeners, stops, sockets, move || control(background, reloader, admin, admin_listener, extra, addresses))?;
     // What began in the last second; what another process has is its own.
     if !ended.leaving.now() {
         save_bans(&ended);
@@ -84,7 +87,14 @@ pub fn run(paths: Paths, upgrade: bool, extra: Extra) -> anyhow::Result<Exit> {
 }
 
 /// The work in the background, until the runtime ends it.
-async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, listener: std::net::TcpListener, extra: Extra) {
+async fn control(
+    state: Arc<State>,
+    reloader: Arc<Reloader>,
+    admin: Admin,
+    listener: std::net::TcpListener,
+    extra: Extra,
+    addresses: Vec<SocketAddr>,
+) {
     tokio::spawn(state.resolver.clone().refresh(state.clone()));
     tokio::spawn(probe::run(state.clone()));
     tokio::spawn(certificates::run(state.clone()));
@@ -101,7 +111,7 @@ async fn control(state: Arc<State>, reloader: Arc<Reloader>, admin: Admin, liste
     tokio::spawn(signals::act(reloader.clone()));
     tokio::spawn(watch::watch(reloader));
     if let Some(begin) = extra.work {
-        begin();
+        begin(&addresses);
     }
     let left = async move { leaving.leaving.begun().await };
     let served = async {

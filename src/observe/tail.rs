@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use arc_swap::ArcSwap;
 use event_listener::{Event, EventListener};
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::RequestDone;
 use super::why::Why;
@@ -35,8 +35,7 @@ pub struct Tail {
 }
 
 /// What a watcher wants to see; what is left out does not matter.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wanted {
     /// `503`, or a class such as `5xx`.
     pub status: Option<String>,

@@ -362,6 +362,7 @@ impl Portolan {
         tasks.push(tokio::spawn(state.resolver.clone().refresh(state.clone())));
         tasks.push(tokio::spawn(portolan::tasks::probe::run(state.clone())));
         tasks.push(tokio::spawn(portolan::tasks::orders::run(state.clone())));
+        tasks.push(tokio::spawn(portolan::tasks::otlp::run(state.clone())));
         if let Some(cluster) = state.cluster.clone() {
             tasks.push(tokio::spawn(cluster.run(state.clone())));
         }
@@ -411,6 +412,11 @@ impl Portolan {
         text.lines().find_map(|l| l.strip_prefix(line)?.trim().parse().ok()).unwrap_or(0.0)
     }
 
+    /// A second is over: what happens once a second happens now.
+    pub fn beat(&self) {
+        portolan::tasks::seconds::beat(&self.state, Duration::from_secs(1));
+    }
+
     /// Waits until the next attempt to reload after `generation_or_trouble` is over, whatever its outcome.
     pub async fn until(&self, what: &str, mut condition: impl FnMut(&State) -> bool) {
         let wait = async {
@@ -427,6 +433,17 @@ impl Drop for Portolan {
         for task in &self.tasks {
             task.abort();
         }
+    }
+}
+
+/// A process that is ended when it is dropped.
+pub struct Helper(pub std::process::Child);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

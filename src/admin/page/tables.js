@@ -150,12 +150,12 @@ const WORDS = {
 };
 
 export function events(now) {
+  const nothing = { kind: 'nothing' };
   keyed(
     $('#events'),
-    now.events.slice(0, 12),
+    now.events.length ? now.events.slice(0, 12) : [nothing],
     (e) => `${e.at} ${e.kind} ${e.region} ${e.to} ${e.because}`,
-    (e) => h('li', { class: e.kind }, h('time', {}, clock(e.at)), ' ', h('b', {}, e.region), ' ', h('span', {})),
-    (item, e) => say(item.lastChild, WORDS[e.kind]?.(e) ?? e.kind),
+    (e) => h('li', { class: e.kind }, e.at && [h('time', {}, clock(e.at)), ' ', h('b', {}, e.region), ' '], h('span', {})),
+    (item, e) => say(item.lastChild, e === nothing ? 'nothing yet' : (WORDS[e.kind]?.(e) ?? e.kind)),
   );
-  if (!now.events.length) say($('#events'), 'nothing yet');
 }
