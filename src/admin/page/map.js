@@ -114,7 +114,7 @@ function spots(now) {
       set(group, 'transform', `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
       set(group, 'class', `${colourOf(now.regions, region.name)} ${stateOf(region)}`);
       // Names stay on the map.
-      set(group.lastChild, 'text-anchor', x < 60 ? 'start' : x > WIDTH - 60 ? 'end' : 'middle');
+      set(group.lastChild, 'text-anchor', x < 90 ? 'start' : x > WIDTH - 90 ? 'end' : 'middle');
     },
   );
 }
