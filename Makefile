@@ -12,7 +12,7 @@ test: deps test-deps
 	$(CARGO) test
 
 bench: deps test-deps
-	$(CARGO) bench --bench decide --bench rules --bench limits
+	$(CARGO) bench --bench decide --bench rules --bench limits --bench seeing
 	$(CARGO) build --profile bench --example bare
 	$(CARGO) bench --bench load --bench cache --bench connections
 

@@ -27,11 +27,16 @@ pub async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> 
     if changes && is_browser(headers) && !is_own_page(headers) {
         return refuse(StatusCode::FORBIDDEN, "a page of another origin may not change anything\n");
     }
+    // Nobody else's page can read them, but it could take all the places of those who may.
+    if path == "/events" && is_foreign(headers) {
+        return refuse(StatusCode::FORBIDDEN, "a page of another origin may not watch\n");
+    }
     // Probes have no token, and learn nothing but "up" and "ready".
     let open = matches!(path, "/healthz" | "/readyz");
     if admin.settings.token.is_some() && !open && !known {
         // Browsers ask people for a password: the token, under any name.
-        let challenges = [(header::WWW_AUTHENTICATE, "Bearer"), (header::WWW_AUTHENTICATE, "Basic realm=\"Portolan\", charset=\"UTF-8\"")];
+        let challenges =
+            [(header::WWW_AUTHENTICATE, "Bearer"), (header::WWW_AUTHENTICATE, "Basic realm=\"Portolan\", charset=\"UTF-8\"")];
         let challenges = AppendHeaders(challenges);
         return (StatusCode::UNAUTHORIZED, challenges, "the admin token is needed\n").into_response();
     }
@@ -53,6 +58,11 @@ fn host_is_ours(headers: &HeaderMap, authority: Option<&str>) -> bool {
 
 fn is_browser(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site")
+}
+
+/// A page of another origin asks.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
 }
 
 /// Same origin, and the header that no foreign form or image can send.

@@ -2,8 +2,10 @@
 //!
 //! Once at the beginning `curve`, the last five minutes; then `now` every second, and `requests` for those who ask for them.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Query, State as Extract};
@@ -19,7 +21,7 @@ use super::Admin;
 use super::status::{ConfigStatus, HitsStatus, RegionStatus, RouteStatus};
 use crate::explain::coverage::{Served, Spot, coverage, spot};
 use crate::observe::lately::Event;
-use crate::observe::sketch::Windows;
+use crate::observe::sketch::{Summary, Windows};
 use crate::observe::tail::{Wanted, Watching};
 use crate::observe::traffic::Point;
 use crate::proxy::clock;
@@ -71,7 +73,7 @@ struct Now {
     routes: Vec<RouteStatus>,
     regions: Vec<RegionNow>,
     /// By country's code.
-    countries: serde_json::Map<String, serde_json::Value>,
+    countries: BTreeMap<String, CountryNow>,
     cache: Held,
     #[serde(flatten)]
     hits: HitsStatus,
@@ -83,6 +85,19 @@ struct RegionNow {
     #[serde(flatten)]
     status: RegionStatus,
     spot: Option<Spot>,
+}
+
+/// A country, and who serves it.
+#[derive(Debug, Default, Serialize)]
+struct CountryNow {
+    /// The region that serves it now.
+    region: Option<Arc<str>>,
+    /// The region that it belongs to, where that is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    home: Option<Arc<str>>,
+    /// Its requests of the last minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traffic: Option<Summary>,
 }
 
 /// Who is told.
@@ -222,21 +237,17 @@ fn now(state: &State, map: Option<&str>, moment: Moment) -> Now {
     }
 }
 
-/// The region that serves each country now, the one that it belongs to, and its requests of the last minute.
-fn countries(state: &State, served: &[Served]) -> serde_json::Map<String, serde_json::Value> {
+/// Who serves each country now, and its requests of the last minute.
+fn countries(state: &State, served: &[Served]) -> BTreeMap<String, CountryNow> {
     let live = state.live.load();
-    let name = |id| live.snapshot.region(id).map(|region| &region.name);
+    let name = |id| live.snapshot.region(id).map(|region| region.name.clone());
     let one = |served: &Served| {
-        let mut seen = json!({ "region": served.by.and_then(name) });
-        if served.by != Some(served.home) {
-            seen["home"] = json!(name(served.home));
-        }
-        (served.country.to_string(), seen)
+        let home = if served.by == Some(served.home) { None } else { name(served.home) };
+        (served.country.to_string(), CountryNow { region: served.by.and_then(name), home, traffic: None })
     };
-    let mut all: serde_json::Map<_, _> = served.iter().map(one).collect();
+    let mut all: BTreeMap<_, _> = served.iter().map(one).collect();
     for (country, windows) in state.traffic.countries() {
-        let seen = all.entry(country.to_string()).or_insert_with(|| json!({ "region": null }));
-        seen["traffic"] = json!(windows.minute);
+        all.entry(country.to_string()).or_default().traffic = Some(windows.minute);
     }
     all
 }

@@ -57,7 +57,13 @@ pub fn bytes(value: f64) -> String {
 pub fn span(seconds: f64) -> String {
     let seconds = seconds as u64;
     let parts = [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "min"), (seconds % 60, "s")];
-    let shown: Vec<_> = parts.into_iter().skip_while(|(n, _)| *n == 0).take(2).filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n} {unit}")).collect();
+    let shown: Vec<_> = parts
+        .into_iter()
+        .skip_while(|(n, _)| *n == 0)
+        .take(2)
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, unit)| format!("{n} {unit}"))
+        .collect();
     if shown.is_empty() { "0 s".to_owned() } else { shown.join(" ") }
 }
 

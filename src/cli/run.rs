@@ -78,7 +78,9 @@ pub fn run(paths: Paths, upgrade: bool, extra: Extra) -> anyhow::Result<Exit> {
         eprintln!("error: the process before this one goes on, for it did not wait: {error}");
         return Ok(Exit::Ours);
     }
-    server::run(state, listeners, stops, sockets, move || control(background, reloader, admin, admin_listener, extra, addresses))?;
+    server::run(state, listeners, stops, sockets, move || {
+        control(background, reloader, admin, admin_listener, extra, addresses)
+    })?;
     // What began in the last second; what another process has is its own.
     if !ended.leaving.now() {
         save_bans(&ended);

@@ -59,7 +59,10 @@ impl StatusCommand {
             let field = |key: &str| problem.get(key).and_then(Value::as_str).unwrap_or_default();
             print(&format!("  {}: {}:{}: {}", field("severity"), field("file"), problem["line"], field("message")));
         }
-        print(&format!("\n{:<16} {:<10} {:>10} {:>8} {:>8} {:>8} {:>6}", "REGION", "STATE", "ATTEMPTS/S", "ERRORS", "P95", "AT ONCE", "KEEPS"));
+        print(&format!(
+            "\n{:<16} {:<10} {:>10} {:>8} {:>8} {:>8} {:>6}",
+            "REGION", "STATE", "ATTEMPTS/S", "ERRORS", "P95", "AT ONCE", "KEEPS"
+        ));
         for region in list(&status, "/regions") {
             print(&row(region));
         }

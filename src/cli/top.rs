@@ -146,7 +146,8 @@ impl Shown {
         self.head(frame, head);
         self.curves(frame, curves);
         self.regions(frame, middle);
-        let [left, centre, right] = Layout::horizontal([Constraint::Percentage(28), Constraint::Percentage(32), Constraint::Min(20)]).areas(below);
+        let [left, centre, right] =
+            Layout::horizontal([Constraint::Percentage(28), Constraint::Percentage(32), Constraint::Min(20)]).areas(below);
         self.countries(frame, left);
         let [rules, why] = Layout::vertical([Constraint::Fill(1); 2]).areas(centre);
         self.hits(frame, rules, "Rules and limits", &[("/rules", "rule", "action"), ("/limits", "limit", "decision")]);
@@ -188,7 +189,12 @@ impl Shown {
             ))
             .red()
             .bold(),
-            false => Line::from(format!(" configuration {} in force since {}", text(now, "/config/generation"), text(now, "/config/last_reload"))).dim(),
+            false => Line::from(format!(
+                " configuration {} in force since {}",
+                text(now, "/config/generation"),
+                text(now, "/config/last_reload")
+            ))
+            .dim(),
         };
         frame.render_widget(Paragraph::new(vec![first, second]), area);
     }
@@ -200,7 +206,8 @@ impl Shown {
             format!(" {} errors ", ten("error_ratio").map_or("–".to_owned(), percent)),
             format!(" P50 {}  P95 {}  P99 {} ", ms(ten("p50_ms")), ms(ten("p95_ms")), ms(ten("p99_ms"))),
         ];
-        let keys = [("/per_second", 100.0, Color::Cyan), ("/error_ratio", 10_000.0, Color::Red), ("/p95_ms", 1_000.0, Color::Yellow)];
+        let keys =
+            [("/per_second", 100.0, Color::Cyan), ("/error_ratio", 10_000.0, Color::Red), ("/p95_ms", 1_000.0, Color::Yellow)];
         let areas: [Rect; 3] = Layout::horizontal([Constraint::Fill(1); 3]).areas(area);
         for ((area, title), (key, scale, color)) in areas.into_iter().zip(titles).zip(keys) {
             let width = usize::from(area.width.saturating_sub(2));
@@ -216,7 +223,10 @@ impl Shown {
             let state = state(region);
             let color = if state == "healthy" { Color::Green } else { Color::Red };
             let of = |key: &str| number(region, &format!("/traffic/1m/{key}"));
-            let why = list(region, "/upstreams").iter().map(|u| format!("{} {}", text(u, "/url"), text(u, "/state"))).collect::<Vec<_>>();
+            let why = list(region, "/upstreams")
+                .iter()
+                .map(|u| format!("{} {}", text(u, "/url"), text(u, "/state")))
+                .collect::<Vec<_>>();
             Row::new([
                 Span::from(text(region, "/name")).bold(),
                 Span::from(state).fg(color),
@@ -235,7 +245,11 @@ impl Shown {
 
     fn countries(&self, frame: &mut Frame<'_>, area: Rect) {
         let all = self.now.get("countries").and_then(Value::as_object);
-        let mut all: Vec<_> = all.into_iter().flatten().filter_map(|(code, seen)| Some((number(seen, "/traffic/per_second")?, code, seen))).collect();
+        let mut all: Vec<_> = all
+            .into_iter()
+            .flatten()
+            .filter_map(|(code, seen)| Some((number(seen, "/traffic/per_second")?, code, seen)))
+            .collect();
         all.sort_by(|a, b| b.0.total_cmp(&a.0));
         let rows = all.into_iter().map(|(per_second, code, seen)| {
             let region = seen.get("region").and_then(Value::as_str).unwrap_or("nobody");
@@ -339,8 +353,22 @@ mod tests {
         }));
         let text = drawn(&shown, 140, 40);
         for expected in [
-            "1.2.3", "1 h 1 min", "REFUSED: no such region", "12 requests/s", "5.0 % errors", "P99 2.0 s", "eu_west", "evacuated", "25 %",
-            "GB", "us_east", "office block", "rule_blocked", "away", "power work", "00:00:00",
+            "1.2.3",
+            "1 h 1 min",
+            "REFUSED: no such region",
+            "12 requests/s",
+            "5.0 % errors",
+            "P99 2.0 s",
+            "eu_west",
+            "evacuated",
+            "25 %",
+            "GB",
+            "us_east",
+            "office block",
+            "rule_blocked",
+            "away",
+            "power work",
+            "00:00:00",
         ] {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
         }

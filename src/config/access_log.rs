@@ -31,7 +31,7 @@ pub struct AccessLog {
     /// The `Cookie` header: left out, logged with its values replaced, or as it is.
     #[serde(default)]
     pub cookies: Privacy,
-    /// Addresses of clients: as they are, or cut to networks (/24 of IPv4, /48 of IPv6).
+    /// Addresses of clients: as they are, or cut to networks (/24 of IPv4, /48 of IPv6). Holds for traces, too.
     #[serde(default)]
     pub addresses: Addresses,
 }

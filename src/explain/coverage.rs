@@ -56,7 +56,8 @@ pub fn coverage(snapshot: &Snapshot, route: &Route, now: Moment) -> Vec<Served> 
         let first = order.first()?;
         let regions = order.iter().filter_map(|candidate| snapshot.region(candidate.region));
         let shares = spill::shares(regions.map(|region| region.capacity(now)));
-        let most = shares.iter().enumerate().filter(|(_, share)| **share > 0.0).max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+        let most =
+            shares.iter().enumerate().filter(|(_, share)| **share > 0.0).max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
         let by = most.and_then(|(place, _)| order.get(place)).map(|candidate| candidate.region);
         Some(Served { country, home: first.region, why: first.why, by })
     };

@@ -108,9 +108,8 @@ impl Wanted {
             None => *wanted == done.status.to_string(),
         };
         let is_region = |wanted: &String| done.region().is_some_and(|region| **region == **wanted);
-        let is_route = |wanted: &String| {
-            done.route.and_then(|id| snapshot.route(id)).is_some_and(|route| *route.name == **wanted)
-        };
+        let is_route =
+            |wanted: &String| done.route.and_then(|id| snapshot.route(id)).is_some_and(|route| *route.name == **wanted);
         let is_why = |wanted: &String| Why::of(done).is_some_and(|why| *wanted == "any" || why.label() == wanted);
         status.as_ref().is_none_or(status_suits)
             && country.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(done.country.as_str()))

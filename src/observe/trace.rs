@@ -10,6 +10,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span, Status};
 
 use super::RequestDone;
+use super::access_log::address;
 use super::why::Why;
 use crate::config::Tracing;
 use crate::request::{Moment, mix};
@@ -92,7 +93,7 @@ impl Trace {
             // As OpenTelemetry's TraceIdRatioBased does, so that all nodes agree: by the trace's lower half.
             None => ((id as u64) >> 11) as f64 / (1u64 << 53) as f64 <= settings.sample.0 && settings.sample.0 > 0.0,
         };
-        Self { id, span: mix(chance ^ 0x73_7061_6e).max(1), parent, link, sampled, decided, missed: None }
+        Self { id, span: mix(chance ^ 0x7370_616e).max(1), parent, link, sampled, decided, missed: None }
     }
 
     /// The request's own span in the trace, and those of its parts, without storing any.
@@ -139,7 +140,7 @@ pub fn spans(trace: &Trace, done: &RequestDone<'_>, now: Moment) -> Vec<Span> {
         text("url.scheme", done.scheme()),
         text("url.path", done.path),
         text("server.address", crate::request::host_name(done.host)),
-        text("client.address", &done.client.to_string()),
+        text("client.address", &address(done).to_string()),
         text("network.protocol.version", done.protocol().trim_start_matches("HTTP/")),
         number("http.response.status_code", done.status.into()),
         number("http.response.body.size", i64::try_from(done.bytes).unwrap_or(i64::MAX)),
@@ -153,12 +154,7 @@ pub fn spans(trace: &Trace, done: &RequestDone<'_>, now: Moment) -> Vec<Span> {
         && let Some(from) = snapshot.region(from)
     {
         let attributes = vec![text("portolan.region", &from.name), text("portolan.reason", moved.label())];
-        root.events.push(Event {
-            time_unix_nano: at(trace.decided),
-            name: "moved".to_owned(),
-            attributes,
-            ..Event::default()
-        });
+        root.events.push(Event { time_unix_nano: at(trace.decided), name: "moved".to_owned(), attributes, ..Event::default() });
     }
     if failed {
         let message = why.map(|why| why.label().to_owned()).unwrap_or_default();
@@ -284,7 +280,10 @@ mod tests {
     #[test]
     fn parents_as_the_recommendation_writes_them() {
         let parent = Parent::parse(GIVEN).unwrap();
-        assert_eq!((parent.trace, parent.span, parent.sampled), (0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, 0xf0_67aa_0ba9_02b7, true));
+        assert_eq!(
+            (parent.trace, parent.span, parent.sampled),
+            (0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, 0xf0_67aa_0ba9_02b7, true)
+        );
         assert!(!Parent::parse(&GIVEN.replace("-01", "-00")).unwrap().sampled);
         assert!(Parent::parse(&format!("cc{}-what", &GIVEN[2..])).is_some(), "a later version");
         for wrong in [

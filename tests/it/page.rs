@@ -18,7 +18,10 @@ fn pictures() -> std::path::PathBuf {
 async fn what_a_person_does_with_it() {
     let dir = tempfile::TempDir::new().unwrap();
     let mut yaml = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.yaml")).unwrap();
-    yaml = yaml.replace("../geoip/country.mmdb", &database()).replace("127.0.0.1:8080", "127.0.0.1:0").replace("127.0.0.1:9901", "127.0.0.1:0");
+    yaml = yaml
+        .replace("../geoip/country.mmdb", &database())
+        .replace("127.0.0.1:8080", "127.0.0.1:0")
+        .replace("127.0.0.1:9901", "127.0.0.1:0");
     // Two listeners may not share an address.
     yaml = yaml.replacen("address: 127.0.0.1:0\n\nclient", "address: 127.0.0.2:0\n\nclient", 1);
     for port in 9101..=9105 {
@@ -28,7 +31,11 @@ async fn what_a_person_does_with_it() {
     let program = Program::begin(&["demo", "--visitors", "60"], dir, "demo.yaml").await.serving().await;
     let node = Command::new("node")
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/page/page.mjs"))
-        .args([format!("http://{}", program.admin).into(), program.dir.path().join("demo.yaml").into_os_string(), pictures().into()])
+        .args([
+            format!("http://{}", program.admin).into(),
+            program.dir.path().join("demo.yaml").into_os_string(),
+            pictures().into(),
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -34,7 +34,12 @@ const HOST: (&str, &str) = ("Host", "shop.example");
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_as_prometheus_wants_them() {
     let a = Origin::always(ok("a")).await;
-    let edge = Portolan::start(&two(&a, &format!("http://{}", refused()), "cache: { rules: [{ id: all, expression: 'http.host ne \"\"', edge_ttl: { default: 1h } }] }\n")).await;
+    let edge = Portolan::start(&two(
+        &a,
+        &format!("http://{}", refused()),
+        "cache: { rules: [{ id: all, expression: 'http.host ne \"\"', edge_ttl: { default: 1h } }] }\n",
+    ))
+    .await;
     for path in ["/", "/admin", "/few", "/few", "/few", "/cached"] {
         edge.get(path, &[HOST, LONDON]).await;
     }
@@ -73,7 +78,10 @@ async fn metrics_are_as_prometheus_wants_them() {
     }
     let info = text.lines().filter(|l| l.starts_with("portolan_config_info{digest=")).count();
     assert_eq!(info, 1);
-    edge.replace(&two(&a, &format!("http://{}", refused()), "# changed\n").replace("shop.example, \\\"*.shop", "other.example, \\\"*.shop"));
+    edge.replace(
+        &two(&a, &format!("http://{}", refused()), "# changed\n")
+            .replace("shop.example, \\\"*.shop", "other.example, \\\"*.shop"),
+    );
     edge.reloader.reload("test").await.unwrap();
     let text = edge.admin("GET", "/metrics").await.text();
     assert_eq!(text.lines().filter(|l| l.starts_with("portolan_config_info{digest=")).count(), 1);
@@ -148,7 +156,9 @@ async fn the_status_tells_of_the_last_minutes() {
     assert!(kinds.contains(&"failover") && kinds.contains(&"unhealthy"), "{kinds:?}");
     let unhealthy = of("events", "kind", "unhealthy");
     assert!(unhealthy["region"] == "b" && unhealthy["because"].as_str().unwrap().contains("ejection number 1"), "{unhealthy}");
-    assert!(status["process"]["resident_bytes"].as_u64() > Some(1 << 20) && status["process"]["cpu_seconds"].as_f64() > Some(0.0));
+    assert!(
+        status["process"]["resident_bytes"].as_u64() > Some(1 << 20) && status["process"]["cpu_seconds"].as_f64() > Some(0.0)
+    );
     assert_eq!(edge.order("/regions/b/evacuate", r#"{ "for": "45m", "reason": "power work" }"#).await.status, 200);
     edge.beat();
     edge.beat();
@@ -169,8 +179,14 @@ fn lines(edge: &Portolan, file: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_as_json_with_reasons() {
     let a = Origin::always(ok("a")).await;
-    let edge = Portolan::start(&two(&a, &a.url(), "access_log: { path: access.log, query: redact, cookies: redact, addresses: truncate, sample: { 2xx: 0 } }\n")).await;
-    let given = [HOST, LONDON, ("Cookie", "sid=secret; b=2"), ("Referer", "http://x/y?token=secret"), ("User-Agent", "curl \"8\"")];
+    let edge = Portolan::start(&two(
+        &a,
+        &a.url(),
+        "access_log: { path: access.log, query: redact, cookies: redact, addresses: truncate, sample: { 2xx: 0 } }\n",
+    ))
+    .await;
+    let given =
+        [HOST, LONDON, ("Cookie", "sid=secret; b=2"), ("Referer", "http://x/y?token=secret"), ("User-Agent", "curl \"8\"")];
     edge.get("/", &given).await;
     edge.get("/admin?key=secret", &given).await;
     edge.get("/few", &[HOST]).await;
@@ -197,7 +213,10 @@ async fn lines_as_text() {
     for (format, expected) in [
         ("common", r#"81.2.69.160 - - [DATE] "GET /x?a=1 HTTP/1.1" 200 3"#),
         ("combined", r#"81.2.69.160 - - [DATE] "GET /x?a=1 HTTP/1.1" 200 3 "-" "a\x22b""#),
-        ("{client} {country} {status} {why} {route} {region} {attempts} {method} {host}{path} {cache} {{}}", "81.2.69.160 GB 200 - shop a 1 GET shop.example/x - {}"),
+        (
+            "{client} {country} {status} {why} {route} {region} {attempts} {method} {host}{path} {cache} {{}}",
+            "81.2.69.160 GB 200 - shop a 1 GET shop.example/x - {}",
+        ),
     ] {
         let edge = Portolan::start(&two(&a, &a.url(), &log(format))).await;
         edge.get("/x?a=1", &[HOST, LONDON, ("User-Agent", "a\"b")]).await;
@@ -225,14 +244,19 @@ async fn lines_to_a_system_log() {
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     udp.set_read_timeout(Some(PATIENCE)).unwrap();
-    let to = |place: &str| two(&a, &a.url(), &format!("access_log: {{ path: \"syslog:{place}\", format: '{{status}} {{path}}' }}\n"));
+    let to =
+        |place: &str| two(&a, &a.url(), &format!("access_log: {{ path: \"syslog:{place}\", format: '{{status}} {{path}}' }}\n"));
     let edge = Portolan::start(&to(path.to_str().unwrap())).await;
     edge.get("/one", &[HOST]).await;
     let mut buffer = [0; 9_000];
     let read = socket.recv(&mut buffer).unwrap();
     let message = String::from_utf8_lossy(&buffer[..read]).into_owned();
     let parts: Vec<_> = message.splitn(8, ' ').collect();
-    assert_eq!((parts[0], parts[3], parts[5], parts[6], parts[7]), ("<190>1", "portolan", "access", "-", "200 /one"), "{message}");
+    assert_eq!(
+        (parts[0], parts[3], parts[5], parts[6], parts[7]),
+        ("<190>1", "portolan", "access", "-", "200 /one"),
+        "{message}"
+    );
     // Whoever listened is started anew, and a line that is longer than a message is cut.
     drop(socket);
     std::fs::remove_file(&path).unwrap();
@@ -311,7 +335,8 @@ impl Events {
     async fn next(&mut self, name: &str) -> serde_json::Value {
         loop {
             let event = self.until("\n\n").await;
-            let field = |field: &str| event.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default().trim().to_owned();
+            let field =
+                |field: &str| event.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default().trim().to_owned();
             if field("event:") == name {
                 return serde_json::from_str(&field("data:")).unwrap();
             }
@@ -390,7 +415,10 @@ async fn the_page_is_whole_and_guarded() {
     let edge = Portolan::start(&to(&a)).await;
     let page = edge.admin("GET", "/").await;
     let policy = page.header("content-security-policy").unwrap();
-    assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';") && !policy.contains("unsafe"), "{policy}");
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';") && !policy.contains("unsafe"),
+        "{policy}"
+    );
     assert!(!page.text().contains("style=") && !page.text().contains("<style") && !page.text().contains("onclick"));
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/admin/page");
     for file in std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).filter(|f| f.is_file()) {
@@ -406,6 +434,9 @@ async fn the_page_is_whole_and_guarded() {
     assert_eq!(edge.admin("GET", "/page/nothing").await.status, 404);
     let stranger = send(edge.admin, "GET", "/events", &[("Host", "evil.example")], b"").await;
     assert_eq!(stranger.status, 421);
+    let host = edge.admin.to_string();
+    let foreign = send(edge.admin, "GET", "/events", &[("Host", &host), ("Sec-Fetch-Site", "cross-site")], b"").await;
+    assert_eq!(foreign.status, 403, "it would take a place");
 
     let dir = tempfile::TempDir::new().unwrap();
     let guarded = whole(&to(&a)).replacen("admin: { address", "admin: { token: open-sesame, address", 1);

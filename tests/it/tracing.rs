@@ -38,7 +38,8 @@ async fn take(State(collector): State<Arc<Collector>>, headers: HeaderMap, body:
     assert_eq!(headers["content-type"], "application/x-protobuf");
     *collector.authorization.lock() = headers.get("authorization").map(|v| v.to_str().unwrap().to_owned());
     for resource in ExportTraceServiceRequest::decode(body).unwrap().resource_spans {
-        let service = resource.resource.unwrap().attributes.iter().find(|a| a.key == "service.name").map(|a| format!("{:?}", a.value));
+        let service =
+            resource.resource.unwrap().attributes.iter().find(|a| a.key == "service.name").map(|a| format!("{:?}", a.value));
         collector.services.lock().extend(service);
         collector.spans.lock().extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
     }
@@ -64,7 +65,9 @@ impl Collector {
                 self.came.notified().await;
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{count} spans never came: {:?}", self.spans.lock()));
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("{count} spans never came: {:?}", self.spans.lock()));
         self.spans.lock().clone()
     }
 }
@@ -101,7 +104,8 @@ async fn a_request_its_rules_the_cache_and_each_attempt_have_a_span() {
     // A collector that is busy is asked again.
     let (collector, endpoint) = Collector::start(&[503, 429]).await;
     let b = Origin::always(ok("b")).await;
-    let settings = format!("endpoint: \"{endpoint}\", sample: 0, service: edge, headers: {{ Authorization: \"Bearer ${{env:PATH}}\" }}");
+    let settings =
+        format!("endpoint: \"{endpoint}\", sample: 0, service: edge, headers: {{ Authorization: \"Bearer ${{env:PATH}}\" }}");
     let edge = Portolan::start(&yaml(&settings, &format!("http://{}", refused()), &b.url())).await;
     // This machine is trusted, and says that it is recorded.
     let got = edge.get("/?secret=1", &[("traceparent", GIVEN), ("tracestate", "vendor=1"), ("X-Request-Id", "me")]).await;
@@ -145,7 +149,8 @@ async fn what_fails_is_always_sent_and_strangers_decide_nothing() {
     let (collector, endpoint) = Collector::start(&[]).await;
     let a = Origin::always(ok("a")).await;
     let client = format!("client: {{ country_database: {} }}\naccess_log: {{ path: access.log }}\n", database());
-    let edge = Portolan::start(&format!("{}{client}", yaml(&format!("endpoint: \"{endpoint}\", sample: 0"), &a.url(), &a.url()))).await;
+    let edge =
+        Portolan::start(&format!("{}{client}", yaml(&format!("endpoint: \"{endpoint}\", sample: 0"), &a.url(), &a.url()))).await;
     edge.get("/fine", &[("traceparent", GIVEN), ("tracestate", "vendor=1")]).await;
     let told = a.received()[0].clone();
     let parent = told.one("traceparent").unwrap().to_owned();
@@ -163,7 +168,8 @@ async fn what_fails_is_always_sent_and_strangers_decide_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_tracing_the_header_passes_as_it_came() {
     let a = Origin::always(ok("a")).await;
-    let edge = Portolan::start(&format!("regions: {{ a: {{ upstreams: [\"{}\"] }} }}\nroutes: [{{ name: all }}]\n", a.url())).await;
+    let edge =
+        Portolan::start(&format!("regions: {{ a: {{ upstreams: [\"{}\"] }} }}\nroutes: [{{ name: all }}]\n", a.url())).await;
     edge.get("/", &[("traceparent", GIVEN)]).await;
     edge.get("/", &[]).await;
     let told = a.received();

@@ -24,6 +24,7 @@ use crate::request::{mix, unit};
 use line::Line;
 use target::Target;
 pub use target::resolve;
+pub use text::address;
 
 /// How long lines are gathered before they are written.
 const BATCH: Duration = Duration::from_millis(50);

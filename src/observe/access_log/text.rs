@@ -16,7 +16,7 @@ use crate::upstream::plan;
 const REDACTED: &str = "REDACTED";
 
 /// The client's address, as far as it may be told.
-pub(super) fn address(done: &RequestDone<'_>) -> IpAddr {
+pub fn address(done: &RequestDone<'_>) -> IpAddr {
     match (done.live.snapshot.access_log.addresses, done.client) {
         (Addresses::Keep, ip) => ip,
         (Addresses::Truncate, IpAddr::V4(ip)) => Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << 8)).into(),

@@ -179,8 +179,11 @@ impl Metrics {
             "Requests by the host pattern of their route, and by the class of their status.",
             &["host", "class"],
         )?;
-        let unsuccessful =
-            counters("portolan_requests_unsuccessful_total", "Requests that were no success, by why (see docs/seeing.md).", &["why"])?;
+        let unsuccessful = counters(
+            "portolan_requests_unsuccessful_total",
+            "Requests that were no success, by why (see docs/seeing.md).",
+            &["why"],
+        )?;
         Ok(Self {
             not_retried: Stop::ALL.map(|stop| not_retried.with_label_values(&[stop.label()])),
             lookups: LookupResult::ALL.map(|result| lookups.with_label_values(&[result.label()])),

@@ -37,11 +37,7 @@ impl ProcessMetrics {
                 "digest",
             )?,
             tasks: gauges("portolan_runtime_tasks", "Tasks that a runtime has.", "runtime")?,
-            queue: gauges(
-                "portolan_runtime_queue_length",
-                "Tasks from elsewhere that wait for a runtime's thread.",
-                "runtime",
-            )?,
+            queue: gauges("portolan_runtime_queue_length", "Tasks from elsewhere that wait for a runtime's thread.", "runtime")?,
             busy,
             runtimes: Mutex::default(),
         })
