@@ -14,6 +14,7 @@ mod cache_races;
 mod challenge;
 mod cluster;
 mod connections;
+mod dashboards;
 mod explained;
 mod failover;
 mod files;

@@ -184,6 +184,8 @@ impl Metrics {
             "Requests that were no success, by why (see docs/seeing.md).",
             &["why"],
         )?;
+        // There from the beginning: a rate does not see a counter that begins with 1.
+        Why::all().for_each(|why| drop(unsuccessful.with_label_values(&[why.label()])));
         Ok(Self {
             not_retried: Stop::ALL.map(|stop| not_retried.with_label_values(&[stop.label()])),
             lookups: LookupResult::ALL.map(|result| lookups.with_label_values(&[result.label()])),
