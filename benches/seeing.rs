@@ -71,6 +71,7 @@ fn done(state: &State, route: usize, status: u16, country: &str, trace: Option<&
         shed: None,
         cache: None,
         plan: None,
+        started: clock::now(),
         total: Duration::from_micros(fastrand::u64(500..50_000)),
     });
 }

@@ -172,6 +172,7 @@ pub fn boot(paths: Paths, upgrade: bool) -> Result<Booted, Refused> {
         tail: Arc::default(),
         spans: Outlet::default(),
         pulse: Pulse::default(),
+        retired: Mutex::default(),
         reload: Mutex::new(status),
         started: SystemTime::now(),
         orders,

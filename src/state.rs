@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -23,7 +23,7 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::lately::Lately;
 use crate::observe::metrics::{HostMetrics, Metrics, RegionMetrics, RouteMetrics};
 use crate::observe::tail::Tail;
-use crate::observe::trace::spans;
+use crate::observe::trace::{count as spans_of, spans};
 use crate::observe::traffic::Traffic;
 use crate::orders::Orders;
 use crate::proxy::store::Store;
@@ -150,6 +150,8 @@ pub struct State {
     pub spans: Outlet,
     /// What is told once a second.
     pub pulse: Pulse,
+    /// Configurations that were in force, for as long as a request holds on to them.
+    pub retired: Mutex<Vec<Weak<Live>>>,
     /// How the last reload went.
     pub reload: Mutex<ReloadStatus>,
     /// When the process started.
@@ -224,16 +226,18 @@ impl State {
         self.metrics.record(done);
         self.access_log.record(done);
         let failed = done.status >= 500;
-        self.traffic.all.add(done.total, failed);
+        if done.route.is_none() {
+            self.traffic.unrouted.add(done.took(), failed);
+        }
         if let Some(country) = self.traffic.country(done.country) {
-            country.add(done.total, failed);
+            country.add(done.took(), failed);
         }
         self.tail.record(done, now);
-        if let Some(trace) = done.trace.filter(|trace| trace.is_sent(done.status)) {
-            let spans = spans(trace, done, now);
-            let count = spans.len() as u64;
-            if !self.spans.leave(spans) {
-                self.metrics.tracing.dropped(count);
+        if let Some(trace) = done.trace.filter(|trace| trace.is_sent(done)) {
+            match self.spans.place() {
+                Some(place) => place.send(spans(trace, done, now)),
+                // What they would have been is not worth finding out.
+                None => self.metrics.tracing.dropped(spans_of(done)),
             }
         }
     }

@@ -18,11 +18,14 @@ const CHANGING: &str = "/_demo/";
 pub async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let known = admin.settings.token.as_ref().is_some_and(|token| bears(headers, token.reveal()));
-    // Who has the token need not be told apart by the name it calls us by.
-    if !known && !host_is_ours(headers, request.uri().authority().map(|a| a.as_str())) {
+    let path = request.uri().path();
+    // Probes have no token, and learn nothing but "up" and "ready".
+    let open = matches!(path, "/healthz" | "/readyz");
+    // Who has the token need not be told apart by the name it calls us by; and who comes without is asked for it.
+    let asked = admin.settings.token.is_some() && !open;
+    if !known && !asked && !host_is_ours(headers, request.uri().authority().map(|a| a.as_str())) {
         return refuse(StatusCode::MISDIRECTED_REQUEST, "this host is not the admin address\n");
     }
-    let path = request.uri().path();
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) || path.starts_with(CHANGING);
     if changes && is_browser(headers) && !is_own_page(headers) {
         return refuse(StatusCode::FORBIDDEN, "a page of another origin may not change anything\n");
@@ -31,9 +34,7 @@ pub async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> 
     if path == "/events" && is_foreign(headers) {
         return refuse(StatusCode::FORBIDDEN, "a page of another origin may not watch\n");
     }
-    // Probes have no token, and learn nothing but "up" and "ready".
-    let open = matches!(path, "/healthz" | "/readyz");
-    if admin.settings.token.is_some() && !open && !known {
+    if asked && !known {
         // Browsers ask people for a password: the token, under any name.
         let challenges =
             [(header::WWW_AUTHENTICATE, "Bearer"), (header::WWW_AUTHENTICATE, "Basic realm=\"Portolan\", charset=\"UTF-8\"")];
@@ -60,21 +61,25 @@ fn is_browser(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site")
 }
 
-/// A page of another origin asks.
+/// A page of another origin asks. Over plain HTTP to another machine browsers tell only `Origin`.
 fn is_foreign(headers: &HeaderMap) -> bool {
-    headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none")
+    let site = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin" || site == "none");
+    !site || !is_own_origin(headers)
 }
 
 /// Same origin, and the header that no foreign form or image can send.
 fn is_own_page(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
+    site && is_own_origin(headers) && headers.contains_key("x-portolan-action")
+}
+
+fn is_own_origin(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
-    let site = text("sec-fetch-site").is_none_or(|site| site == "same-origin");
-    let origin = match (text("origin"), text("host")) {
+    match (text("origin"), text("host")) {
         (Some(origin), Some(host)) => origin.split_once("://").is_some_and(|(_, o)| o.eq_ignore_ascii_case(host)),
         (Some(_), None) => false,
         (None, _) => true,
-    };
-    site && origin && headers.contains_key("x-portolan-action")
+    }
 }
 
 /// The token itself, or, from browsers, as the password of anybody (RFC 7617).

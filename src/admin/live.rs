@@ -12,25 +12,32 @@ use axum::extract::{Query, State as Extract};
 use axum::http::StatusCode;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{Stream, unfold};
+use futures_util::stream::unfold;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::Admin;
 use super::status::{ConfigStatus, HitsStatus, RegionStatus, RouteStatus};
+use crate::config::units::Country;
 use crate::explain::coverage::{Served, Spot, coverage, spot};
 use crate::observe::lately::Event;
 use crate::observe::sketch::{Summary, Windows};
 use crate::observe::tail::{Wanted, Watching};
 use crate::observe::traffic::Point;
+use crate::observe::why::Why;
 use crate::proxy::clock;
 use crate::proxy::store::Held;
 use crate::regions::RegionId;
 use crate::request::Moment;
+use crate::snapshot::Snapshot;
 use crate::state::State;
 use crate::tasks::seconds::Usage;
 
+/// So many may listen at once.
+pub const LISTENERS: usize = 32;
+/// Somebody who takes nothing for so long does not read any more.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Requests are gathered for so long before they are told.
 const GATHER: Duration = Duration::from_millis(250);
 /// Routes, rules, reasons and the like that are told: the busiest.
@@ -102,62 +109,62 @@ struct CountryNow {
 
 /// Who is told.
 struct Listener {
-    admin: Admin,
+    state: Arc<State>,
     map: Option<String>,
     pulse: watch::Receiver<u64>,
     watching: Option<Watching>,
-    step: Step,
-}
-
-#[derive(Clone, Copy)]
-enum Step {
-    Curve,
-    First,
-    Later,
+    tell: mpsc::Sender<Sent>,
+    /// Its place among those who may listen at once.
+    _place: OwnedSemaphorePermit,
 }
 
 /// Tells for as long as somebody listens.
 pub async fn events(Extract(admin): Extract<Admin>, Query(asked): Query<Asked>) -> Response {
-    let Asked { tail, map, status, country, region, route, text, ip, why } = asked;
-    // An empty field of a form is one that was left alone.
-    let given = |field: Option<String>| field.filter(|text| !text.is_empty());
-    let ip = match given(ip).map(|ip| ip.parse::<IpAddr>().map_err(|_| ip)).transpose() {
-        Ok(ip) => ip,
-        Err(text) => return (StatusCode::BAD_REQUEST, format!("`{text}` is no address\n")).into_response(),
+    let refused = |status, text: &str| (status, format!("{text}\n")).into_response();
+    let (tail, map, wanted) = match asked.wanted(&admin.state) {
+        Ok(wanted) => wanted,
+        Err(text) => return refused(StatusCode::BAD_REQUEST, &text),
     };
-    let wanted = Wanted {
-        status: given(status),
-        country: given(country),
-        region: given(region),
-        route: given(route),
-        text: given(text),
-        ip,
-        why: given(why),
-    };
+    let many = || refused(StatusCode::SERVICE_UNAVAILABLE, "too many watch already");
+    let Ok(place) = admin.listeners.clone().try_acquire_owned() else { return many() };
     let watching = if tail { admin.state.tail.watch(wanted) } else { None };
     if tail && watching.is_none() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "too many watch already\n").into_response();
+        return many();
     }
     let pulse = admin.state.pulse.listen();
-    let listener = Listener { admin, map: given(map), pulse, watching, step: Step::Curve };
-    Sse::new(told(listener)).keep_alive(KeepAlive::default()).into_response()
+    let (tell, told) = mpsc::channel(4);
+    tokio::spawn(Listener { state: admin.state.clone(), map, pulse, watching, tell, _place: place }.run());
+    let told = unfold(told, async |mut told| Some((Ok::<_, Infallible>(told.recv().await?), told)));
+    Sse::new(told).keep_alive(KeepAlive::default()).into_response()
 }
 
-fn told(listener: Listener) -> impl Stream<Item = Result<Sent, Infallible>> {
-    unfold(listener, async |mut listener| {
-        let event = match listener.step {
-            Step::Curve => {
-                listener.step = Step::First;
-                event("curve", &listener.admin.state.traffic.points())
-            }
-            Step::First => {
-                listener.step = Step::Later;
-                event("now", &now(&listener.admin.state, listener.map.as_deref(), clock::now()))
-            }
-            Step::Later => listener.next().await?,
+impl Asked {
+    /// Whether requests are asked for, the map's route, and which requests; or what of it cannot be.
+    fn wanted(self, state: &State) -> Result<(bool, Option<String>, Wanted), String> {
+        let Self { tail, map, status, country, region, route, text, ip, why } = self;
+        // An empty field of a form is one that was left alone.
+        let given = |field: Option<String>| field.filter(|text| !text.is_empty());
+        let check = |field: Option<String>, fits: &dyn Fn(&str) -> bool, what: &str| match given(field) {
+            Some(text) if !fits(&text) => Err(format!("`{text}` is no {what}")),
+            field => Ok(field),
         };
-        Some((Ok(event), listener))
-    })
+        let is_status = |text: &str| match text.strip_suffix("xx") {
+            Some(class) => matches!(class, "1" | "2" | "3" | "4" | "5"),
+            None => text.parse().is_ok_and(|status: u16| (100..=599).contains(&status)),
+        };
+        let live = state.live.load();
+        let is_route = |name: &str| live.snapshot.routes.iter().any(|route| *route.name == *name);
+        let wanted = Wanted {
+            status: check(status, &is_status, "status, such as 503 or 5xx")?,
+            country: check(country, &|text| Country::from_database(text).is_some(), "country, such as GB")?,
+            region: check(region, &|name| live.snapshot.region_named(name).is_some(), "region")?,
+            route: check(route, &is_route, "route")?,
+            text: given(text),
+            ip: given(ip).map(|ip| ip.parse::<IpAddr>().map_err(|_| format!("`{ip}` is no address"))).transpose()?,
+            why: check(why, &|text| text == "any" || Why::all().any(|why| why.label() == text), "reason")?,
+        };
+        Ok((tail, check(map, &is_route, "route")?, wanted))
+    }
 }
 
 fn event(name: &str, data: &impl Serialize) -> Sent {
@@ -166,32 +173,51 @@ fn event(name: &str, data: &impl Serialize) -> Sent {
 }
 
 impl Listener {
+    async fn run(mut self) {
+        let state = self.state.clone();
+        let told = async {
+            self.tell(event("curve", &self.state.traffic.points())).await?;
+            self.tell(event("now", &self.now())).await?;
+            loop {
+                let event = self.next().await?;
+                self.tell(event).await?;
+            }
+        };
+        // Another process has the sockets: whoever comes again comes to that one.
+        tokio::select! {
+            None::<()> = told => {}
+            () = state.leaving.begun() => {}
+        }
+    }
+
+    /// Nothing if nobody reads any more: who sleeps must not keep a place from others.
+    async fn tell(&self, event: Sent) -> Option<()> {
+        tokio::time::timeout(PATIENCE, self.tell.send(event)).await.ok()?.ok()
+    }
+
+    fn now(&self) -> Now {
+        now(&self.state, self.map.as_deref(), clock::now())
+    }
+
+    /// Nothing once there is nobody to tell.
     async fn next(&mut self) -> Option<Sent> {
-        let filled = self.watching.as_ref().map(|watching| (watching.filled(), watching.take()));
-        let requests = |(lines, skipped)| event("requests", &json!({ "lines": lines, "skipped": skipped }));
-        let more = async {
-            match filled {
-                Some((_, waiting @ (_, skipped))) if !waiting.0.is_empty() || skipped > 0 => waiting,
-                Some((filled, _)) => {
-                    filled.await;
-                    (Vec::new(), 0)
-                }
-                None => std::future::pending().await,
+        let waits = async {
+            let Some(watching) = &self.watching else { return std::future::pending().await };
+            let filled = watching.filled();
+            if !watching.waits() {
+                filled.await;
             }
         };
         tokio::select! {
+            () = self.tell.closed() => None,
             changed = self.pulse.changed() => {
                 changed.ok()?;
-                Some(event("now", &now(&self.admin.state, self.map.as_deref(), clock::now())))
+                Some(event("now", &self.now()))
             }
-            (mut lines, mut skipped) = more => {
+            () = waits => {
                 tokio::time::sleep(GATHER).await;
-                if let Some(watching) = &self.watching {
-                    let (later, left_out) = watching.take();
-                    lines.extend(later);
-                    skipped += left_out;
-                }
-                Some(requests((lines, skipped)))
+                let (lines, skipped) = self.watching.as_ref().map(Watching::take).unwrap_or_default();
+                Some(event("requests", &json!({ "lines": lines, "skipped": skipped })))
             }
         }
     }
@@ -225,10 +251,10 @@ fn now(state: &State, map: Option<&str>, moment: Moment) -> Now {
         database_built: snapshot.databases.source().map(|d| humantime::format_rfc3339_seconds(d.built).to_string()),
         process: state.pulse.usage(),
         point: state.traffic.latest(),
-        traffic: state.traffic.all.windows(),
+        traffic: state.traffic.windows(),
         map_route: route.map(|route| route.name.to_string()),
         regions: regions.collect(),
-        countries: countries(state, &served),
+        countries: countries(state, snapshot, &served),
         route_names,
         routes,
         cache: state.store.held(),
@@ -238,9 +264,8 @@ fn now(state: &State, map: Option<&str>, moment: Moment) -> Now {
 }
 
 /// Who serves each country now, and its requests of the last minute.
-fn countries(state: &State, served: &[Served]) -> BTreeMap<String, CountryNow> {
-    let live = state.live.load();
-    let name = |id| live.snapshot.region(id).map(|region| region.name.clone());
+fn countries(state: &State, snapshot: &Snapshot, served: &[Served]) -> BTreeMap<String, CountryNow> {
+    let name = |id| snapshot.region(id).map(|region| region.name.clone());
     let one = |served: &Served| {
         let home = if served.by == Some(served.home) { None } else { name(served.home) };
         (served.country.to_string(), CountryNow { region: served.by.and_then(name), home, traffic: None })

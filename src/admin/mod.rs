@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use crate::config::{self, Problem};
 use crate::explain::{Question, explain, stored};
@@ -32,12 +33,14 @@ pub struct Admin {
     state: Arc<State>,
     reloader: Arc<Reloader>,
     settings: Arc<config::Admin>,
+    /// Places for those who listen to events.
+    listeners: Arc<Semaphore>,
 }
 
 impl Admin {
     /// An admin side over `state`.
     pub fn new(state: Arc<State>, reloader: Arc<Reloader>, settings: config::Admin) -> Self {
-        Self { state, reloader, settings: Arc::new(settings) }
+        Self { state, reloader, settings: Arc::new(settings), listeners: Arc::new(Semaphore::new(live::LISTENERS)) }
     }
 
     /// All routes behind their guard; `more` is guarded too.
@@ -80,8 +83,8 @@ async fn status_json(Extract(admin): Extract<Admin>) -> Json<Status> {
 }
 
 async fn readyz(Extract(admin): Extract<Admin>) -> Response {
-    let status = Status::now(&admin.state, clock::now());
-    match status.regions.iter().any(|r| r.healthy && !r.away) {
+    let (live, now) = (admin.state.live.load(), clock::now());
+    match live.snapshot.regions.iter().any(|region| region.is_healthy(now) && !region.state.is_away(now)) {
         true => "ready\n".into_response(),
         false => (StatusCode::SERVICE_UNAVAILABLE, "no region is usable\n").into_response(),
     }

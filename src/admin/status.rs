@@ -47,6 +47,8 @@ pub struct Status {
     pub learned_areas: usize,
     /// What the process uses.
     pub process: Usage,
+    /// The table of limits; nothing without limits.
+    pub limit_table: Option<LimitTable>,
     /// All requests of the last minutes.
     pub traffic: Windows,
     /// Those of each country that asked for something in the last five minutes.
@@ -58,6 +60,19 @@ pub struct Status {
     pub events: Vec<Event>,
     /// Reloads; the newest first.
     pub reloads: Vec<Reload>,
+}
+
+/// What limits remember.
+#[derive(Debug, Serialize)]
+pub struct LimitTable {
+    /// Places that are used.
+    pub entries: u64,
+    /// Places that there are.
+    pub capacity: u64,
+    /// Clients that had to make room.
+    pub evicted: u64,
+    /// Clients that are refused for a time, as far as they are listed.
+    pub banned: usize,
 }
 
 /// Requests of a country.
@@ -236,7 +251,12 @@ impl Status {
             routes: RouteStatus::all(state, snapshot, now),
             learned_areas: state.memory.latency.areas(),
             process: state.pulse.usage(),
-            traffic: state.traffic.all.windows(),
+            limit_table: snapshot.limits.ledger.as_ref().map(|ledger| {
+                let fill = ledger.table.fill();
+                let banned = ledger.book.banned(now);
+                LimitTable { entries: fill.entries, capacity: fill.capacity, evicted: fill.evicted, banned }
+            }),
+            traffic: state.traffic.windows(),
             countries: state
                 .traffic
                 .countries()

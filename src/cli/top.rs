@@ -58,7 +58,7 @@ impl Top {
         // Neither thread is waited for: both end with the process.
         std::thread::Builder::new().name("events".into()).spawn(move || listen(&admin, &tell))?;
         std::thread::Builder::new().name("keys".into()).spawn(move || watch_keys(&keys))?;
-        let terminal = ratatui::init();
+        let terminal = ratatui::try_init()?;
         let ended = show(terminal, &told);
         ratatui::restore();
         ended.map(|()| Exit::Done)
@@ -261,12 +261,17 @@ impl Shown {
 
     /// Counts of the last minute, of one list or of several.
     fn hits(&self, frame: &mut Frame<'_>, area: Rect, title: &str, lists: &[(&str, &str, &str)]) {
-        let rows = lists.iter().flat_map(|(pointer, name, what)| {
-            list(&self.now, pointer).iter().map(move |hit| {
-                let label = format!("{} {}", text(hit, &format!("/{name}")), text(hit, &format!("/{what}")));
-                Row::new([label, text(hit, "/minute"), text(hit, "/total")])
+        let mut hits: Vec<_> = lists
+            .iter()
+            .flat_map(|(pointer, name, what)| {
+                list(&self.now, pointer).iter().map(move |hit| {
+                    let label = format!("{} {}", text(hit, &format!("/{name}")), text(hit, &format!("/{what}")));
+                    (number(hit, "/minute").unwrap_or_default(), [label, text(hit, "/minute"), text(hit, "/total")])
+                })
             })
-        });
+            .collect();
+        hits.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let rows = hits.into_iter().map(|(_, cells)| Row::new(cells));
         let widths = [Constraint::Fill(1), Constraint::Length(8), Constraint::Length(9)];
         table(frame, area, &format!(" {title} "), Row::new(["", "MINUTE", "IN ALL"]), rows, widths);
     }

@@ -20,10 +20,11 @@ use crate::client::country::LookupResult;
 use crate::config::units::Country;
 use crate::limits::Seen;
 use crate::overload::Shed;
+use crate::request::Moment;
 use crate::respond::Refusal;
-use crate::routes::{HostMatch, RouteId};
+use crate::routes::{HostMatch, Patience, RouteId};
 use crate::state::Live;
-use crate::upstream::Plan;
+use crate::upstream::{Outcome, Plan};
 use crate::waf::Match;
 use trace::Trace;
 
@@ -87,6 +88,8 @@ pub struct RequestDone<'a> {
     pub cache: Option<Status>,
     /// The attempts, if it was forwarded.
     pub plan: Option<&'a Plan>,
+    /// When it began.
+    pub started: Moment,
     /// From the request's header to its end.
     pub total: Duration,
 }
@@ -96,6 +99,15 @@ impl<'a> RequestDone<'a> {
     pub fn region(&self) -> Option<&'a Arc<str>> {
         let last = self.plan.and_then(|plan| plan.tries.last())?;
         self.live.snapshot.region(last.region).map(|region| &region.name)
+    }
+
+    /// How long its client waited: until its end, or, for tunnels and the like, until the response's header.
+    pub fn took(&self) -> Duration {
+        let last = self.plan.filter(|plan| plan.patience == Patience::Idle).and_then(|plan| plan.tries.last());
+        match last.map(|attempt| (attempt.outcome, attempt.ended)) {
+            Some((Outcome::Answered(_) | Outcome::Truncated(_), ended)) => ended.since(self.started),
+            _ => self.total,
+        }
     }
 
     /// A header of the request, if it is text.

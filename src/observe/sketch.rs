@@ -14,7 +14,7 @@ use serde::Serialize;
 
 /// Counters for each doubling.
 const PER_DOUBLING: u64 = 16;
-/// From 1 µs to 134 s; what is longer counts as that.
+/// From 1 µs to 268 s; what is longer counts as that.
 const BUCKETS: usize = 400;
 /// Single seconds that are kept.
 const SECONDS: usize = 60;
@@ -50,27 +50,42 @@ fn middle(bucket: usize) -> f64 {
 pub struct Series {
     counts: Box<[AtomicU32]>,
     failed: AtomicU32,
-    history: Mutex<History>,
+    past: Mutex<Past>,
 }
 
 /// What came in one second, or in ten.
 #[derive(Debug, Clone, Default)]
-struct Part {
+pub struct Part {
+    /// How long it was.
+    length: Duration,
     failed: u32,
     /// By counter, in order; only those where something came.
     counts: Box<[(u16, u32)]>,
 }
 
+/// What came in the last five minutes.
 #[derive(Debug, Default)]
-struct History {
-    counts: Box<[u32]>,
-    failed: u32,
+pub struct History {
     seconds: VecDeque<Part>,
     tens: VecDeque<Part>,
     /// Seconds since the last ten.
     since: usize,
-    /// Seconds so far.
-    age: u64,
+}
+
+/// What was counted when it was looked at last, and the history.
+#[derive(Debug)]
+struct Past {
+    counts: Box<[u32]>,
+    failed: u32,
+    history: History,
+}
+
+/// How long the windows are by now: less than their names say in a young process, more after a pause of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lengths {
+    ten_seconds: Duration,
+    minute: Duration,
+    five_minutes: Duration,
 }
 
 /// What a window says.
@@ -111,7 +126,7 @@ impl Default for Series {
         Self {
             counts: (0..BUCKETS).map(|_| AtomicU32::new(0)).collect(),
             failed: AtomicU32::new(0),
-            history: Mutex::new(History { counts: vec![0; BUCKETS].into(), ..History::default() }),
+            past: Mutex::new(Past { counts: vec![0; BUCKETS].into(), failed: 0, history: History::default() }),
         }
     }
 }
@@ -128,47 +143,42 @@ impl Series {
         }
     }
 
-    /// A second is over: sets aside what came in it.
-    pub fn tick(&self) {
-        let history = &mut *self.history.lock();
+    /// A second is over, or however long it `took`: sets aside what came in it, and hands it on.
+    pub fn tick(&self, took: Duration) -> Part {
+        let past = &mut *self.past.lock();
+        // In this order: whatever failed is counted, too.
+        let failed = self.failed.load(Relaxed);
         let mut counts = Vec::new();
-        for (i, (now, before)) in self.counts.iter().zip(&mut history.counts).enumerate() {
+        for (i, (now, before)) in self.counts.iter().zip(&mut past.counts).enumerate() {
             let now = now.load(Relaxed);
             if now != *before {
                 counts.push((i as u16, now.wrapping_sub(*before)));
                 *before = now;
             }
         }
-        let failed = self.failed.load(Relaxed);
-        let part = Part { failed: failed.wrapping_sub(history.failed), counts: counts.into() };
-        history.failed = failed;
-        history.push(part);
+        let part = Part { length: took, failed: failed.wrapping_sub(past.failed), counts: counts.into() };
+        past.failed = failed;
+        past.history.push(part.clone());
+        part
     }
 
-    /// What the windows say.
-    pub fn windows(&self) -> Windows {
-        let history = self.history.lock();
-        let latest = |n: usize| history.seconds.iter().rev().take(n);
-        let five = history.tens.iter().chain(latest(history.since));
-        let age = |most: u64| history.age.min(most);
-        let whole = history.tens.len() as u64 * 10 + history.since as u64;
-        Windows {
-            ten_seconds: summary(latest(10), age(10)),
-            minute: summary(latest(SECONDS), age(SECONDS as u64)),
-            five_minutes: summary(five, whole),
-        }
+    /// What the windows say, which are so long.
+    pub fn windows(&self, lengths: Lengths) -> Windows {
+        self.past.lock().history.windows(lengths)
     }
+}
 
-    /// The last second alone.
-    pub fn last_second(&self) -> Summary {
-        let history = self.history.lock();
-        summary(history.seconds.back().into_iter(), history.age.min(1))
+impl Part {
+    /// All of them together; as long as the longest.
+    pub fn merged(parts: &[Self]) -> Self {
+        let length = parts.iter().map(|part| part.length).max().unwrap_or_default();
+        Self { length, ..merged(parts.iter()) }
     }
 }
 
 impl History {
-    fn push(&mut self, part: Part) {
-        self.age += 1;
+    /// A part more; the oldest goes.
+    pub fn push(&mut self, part: Part) {
         self.since += 1;
         if self.seconds.len() == SECONDS {
             self.seconds.pop_front();
@@ -176,12 +186,44 @@ impl History {
         self.seconds.push_back(part);
         if self.since == 10 {
             self.since = 0;
-            let ten = merged(self.seconds.iter().rev().take(10));
+            let ten = merged(self.latest(10));
             if self.tens.len() == TENS {
                 self.tens.pop_front();
             }
             self.tens.push_back(ten);
         }
+    }
+
+    fn latest(&self, n: usize) -> impl Iterator<Item = &Part> + Clone {
+        self.seconds.iter().rev().take(n)
+    }
+
+    fn five_minutes(&self) -> impl Iterator<Item = &Part> {
+        self.tens.iter().chain(self.latest(self.since))
+    }
+
+    /// How long the windows are by now.
+    pub fn lengths(&self) -> Lengths {
+        fn sum<'a>(parts: impl Iterator<Item = &'a Part>) -> Duration {
+            parts.map(|part| part.length).sum()
+        }
+        let [ten_seconds, minute] = [10, SECONDS].map(|n| sum(self.latest(n)));
+        Lengths { ten_seconds, minute, five_minutes: sum(self.five_minutes()) }
+    }
+
+    /// What the windows say, which are so long.
+    pub fn windows(&self, lengths: Lengths) -> Windows {
+        Windows {
+            ten_seconds: summary(self.latest(10), lengths.ten_seconds),
+            minute: summary(self.latest(SECONDS), lengths.minute),
+            five_minutes: summary(self.five_minutes(), lengths.five_minutes),
+        }
+    }
+
+    /// The last part alone.
+    pub fn last(&self) -> Summary {
+        let last = self.seconds.back();
+        summary(last.into_iter(), last.map(|part| part.length).unwrap_or_default())
     }
 }
 
@@ -199,14 +241,16 @@ fn sums<'a>(parts: impl Iterator<Item = &'a Part>) -> (Vec<u64>, u64) {
     (all, failed)
 }
 
-fn merged<'a>(parts: impl Iterator<Item = &'a Part>) -> Part {
+/// One after the other.
+fn merged<'a>(parts: impl Iterator<Item = &'a Part> + Clone) -> Part {
+    let length = parts.clone().map(|part| part.length).sum();
     let (all, failed) = sums(parts);
     let kept = all.into_iter().enumerate().filter(|(_, count)| *count > 0);
     let counts = kept.map(|(i, count)| (i as u16, u32::try_from(count).unwrap_or(u32::MAX))).collect();
-    Part { failed: u32::try_from(failed).unwrap_or(u32::MAX), counts }
+    Part { length, failed: u32::try_from(failed).unwrap_or(u32::MAX), counts }
 }
 
-fn summary<'a>(parts: impl Iterator<Item = &'a Part>, seconds: u64) -> Summary {
+fn summary<'a>(parts: impl Iterator<Item = &'a Part>, length: Duration) -> Summary {
     let (all, failed) = sums(parts);
     let requests: u64 = all.iter().sum();
     if requests == 0 {
@@ -223,7 +267,7 @@ fn summary<'a>(parts: impl Iterator<Item = &'a Part>, seconds: u64) -> Summary {
     };
     Summary {
         requests,
-        per_second: requests as f64 / seconds.max(1) as f64,
+        per_second: requests as f64 / length.as_secs_f64().max(0.001),
         failed,
         error_ratio: failed as f64 / requests as f64,
         p50_ms: quantile(0.50),
@@ -238,16 +282,19 @@ mod tests {
 
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn windows_slide() {
         let series = Series::default();
+        let mut clock = History::default();
         let ms = Duration::from_millis;
         for second in 0..400u64 {
             for request in 0..100 {
                 series.add(ms(if request < 95 { 10 } else { 1_000 }), second == 0);
             }
-            series.tick();
-            let windows = series.windows();
+            clock.push(series.tick(SECOND));
+            let windows = series.windows(clock.lengths());
             let expected = |seconds: u64| 100 * (second + 1).min(seconds);
             assert_eq!(windows.ten_seconds.requests, expected(10), "{second}");
             assert_eq!(windows.minute.requests, expected(60), "{second}");
@@ -258,14 +305,30 @@ mod tests {
             assert_eq!(windows.five_minutes.per_second, 100.0);
             assert_eq!(windows.ten_seconds.failed, if second < 10 { 100 } else { 0 });
         }
-        let Summary { p50_ms, p95_ms, p99_ms, .. } = series.windows().minute;
+        let Summary { p50_ms, p95_ms, p99_ms, .. } = series.windows(clock.lengths()).minute;
         for (seen, exact) in [(p50_ms, 10.0), (p95_ms, 10.0), (p99_ms, 1_000.0)] {
             assert!((seen.unwrap() - exact).abs() <= exact / 32.0, "{seen:?} for {exact}");
         }
+        // One that came late is measured by the same clock.
+        let late = Series::default();
+        late.add(ms(1), false);
+        late.tick(SECOND);
+        assert_eq!(late.windows(clock.lengths()).minute.per_second, 1.0 / 60.0);
         for _ in 0..300 {
-            series.tick();
+            clock.push(series.tick(SECOND));
         }
-        assert_eq!(series.windows(), Windows::default());
+        assert_eq!(series.windows(clock.lengths()), Windows::default());
+    }
+
+    #[test]
+    fn a_pause_of_the_process_is_no_rush() {
+        let (series, mut clock) = (Series::default(), History::default());
+        (0..100).for_each(|_| series.add(SECOND, false));
+        clock.push(series.tick(SECOND * 5));
+        assert_eq!(clock.last().per_second, 20.0);
+        assert_eq!(series.windows(clock.lengths()).minute.per_second, 20.0);
+        let together = Part::merged(&[series.tick(SECOND), Part { length: SECOND, failed: 2, counts: [(3, 4)].into() }]);
+        assert_eq!((together.length, together.failed, &*together.counts), (SECOND, 2, &[(3, 4)][..]));
     }
 
     proptest! {
@@ -273,9 +336,10 @@ mod tests {
         fn a_quantile_is_off_by_a_thirty_second_at_most(mut all in proptest::collection::vec(100u64..100_000_000, 1..300)) {
             let series = Series::default();
             all.iter().for_each(|us| series.add(Duration::from_micros(*us), false));
-            series.tick();
+            let mut history = History::default();
+            history.push(series.tick(SECOND));
             all.sort_unstable();
-            let summary = series.last_second();
+            let summary = history.last();
             for (q, seen) in [(0.5, summary.p50_ms), (0.95, summary.p95_ms), (0.99, summary.p99_ms)] {
                 let exact = all[((all.len() as f64 * q).ceil() as usize).max(1) - 1] as f64 / 1_000.0;
                 prop_assert!((seen.unwrap() - exact).abs() <= exact / 32.0 + 0.001, "{seen:?} for {exact}");

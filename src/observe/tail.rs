@@ -166,7 +166,10 @@ impl Watcher {
             false => Some(second << 32 | 1),
         };
         if self.shown.fetch_update(Relaxed, Relaxed, step).is_err() {
-            self.skipped.fetch_add(1, Relaxed);
+            // The first of them is worth a word.
+            if self.skipped.fetch_add(1, Relaxed) == 0 {
+                self.filled.notify(1);
+            }
             return;
         }
         let line = Line::new(done);
@@ -218,6 +221,11 @@ impl Watching {
     /// What waits, the oldest first, and how many more there were that suit.
     pub fn take(&self) -> (Vec<Line>, u64) {
         (self.watcher.lines.lock().drain(..).collect(), self.watcher.skipped.swap(0, Relaxed))
+    }
+
+    /// Does something wait?
+    pub fn waits(&self) -> bool {
+        !self.watcher.lines.lock().is_empty() || self.watcher.skipped.load(Relaxed) > 0
     }
 
     /// Something will wait. Listen first, then look.

@@ -114,21 +114,29 @@ impl Trace {
     }
 
     /// Is it sent? Whatever failed is.
-    pub fn is_sent(&self, status: u16) -> bool {
-        self.sampled || status >= 500
+    pub fn is_sent(&self, done: &RequestDone<'_>) -> bool {
+        self.sampled || failed(done)
     }
+}
+
+/// It ended in 500 or more, or broke off.
+fn failed(done: &RequestDone<'_>) -> bool {
+    done.status >= 500 || Why::of(done) == Some(Why::UpstreamTruncated)
+}
+
+/// How many spans there are to tell of it.
+pub fn count(done: &RequestDone<'_>) -> u64 {
+    2 + u64::from(done.cache.is_some()) + done.plan.map_or(0, |plan| plan.tries.len() as u64)
 }
 
 /// What there is to tell of a request that is over.
 pub fn spans(trace: &Trace, done: &RequestDone<'_>, now: Moment) -> Vec<Span> {
     let at = |moment: Moment| nanos(done.at - now.since(moment));
-    let started = Moment(now.0.saturating_sub(done.total));
     let snapshot = &done.live.snapshot;
     let why = Why::of(done);
-    let failed = done.status >= 500;
     let route = done.route.and_then(|id| snapshot.route(id)).map(|route| &*route.name);
 
-    let mut root = span(trace, trace.span, trace.parent.map(|parent| parent.span), at(started), nanos(done.at));
+    let mut root = span(trace, trace.span, trace.parent.map(|parent| parent.span), at(done.started), nanos(done.at));
     // A method that nobody knows is no name (semantic conventions for HTTP spans).
     root.name = match route {
         Some(route) => format!("{} {route}", method(done.method)),
@@ -141,7 +149,7 @@ pub fn spans(trace: &Trace, done: &RequestDone<'_>, now: Moment) -> Vec<Span> {
         text("url.path", done.path),
         text("server.address", crate::request::host_name(done.host)),
         text("client.address", &address(done).to_string()),
-        text("network.protocol.version", done.protocol().trim_start_matches("HTTP/")),
+        text("network.protocol.version", done.protocol().trim_start_matches("HTTP/").trim_end_matches(".0")),
         number("http.response.status_code", done.status.into()),
         number("http.response.body.size", i64::try_from(done.bytes).unwrap_or(i64::MAX)),
         text("portolan.country", done.country.as_str()),
@@ -156,7 +164,7 @@ pub fn spans(trace: &Trace, done: &RequestDone<'_>, now: Moment) -> Vec<Span> {
         let attributes = vec![text("portolan.region", &from.name), text("portolan.reason", moved.label())];
         root.events.push(Event { time_unix_nano: at(trace.decided), name: "moved".to_owned(), attributes, ..Event::default() });
     }
-    if failed {
+    if failed(done) {
         let message = why.map(|why| why.label().to_owned()).unwrap_or_default();
         root.status = Some(Status { message, code: StatusCode::Error.into() });
         root.attributes.extend(why.map(|why| text("error.type", why.label())));
@@ -167,7 +175,7 @@ pub fn spans(trace: &Trace, done: &RequestDone<'_>, now: Moment) -> Vec<Span> {
         ..Link::default()
     }));
 
-    let mut rules = span(trace, trace.part(101), Some(trace.span), at(started), at(trace.decided));
+    let mut rules = span(trace, trace.part(101), Some(trace.span), at(done.started), at(trace.decided));
     rules.name = "rules".to_owned();
     let limits = done.limits.iter().filter_map(|seen| Some((snapshot.limits.rule(seen)?, seen.decision)));
     let limits = limits.map(|(limit, decision)| format!("{}: {}", limit.id, decision.label()));
@@ -228,6 +236,7 @@ fn span(trace: &Trace, id: u64, parent: Option<u64>, from: u64, to: u64) -> Span
         span_id: id.to_be_bytes().to_vec(),
         parent_span_id: parent.map(|parent| parent.to_be_bytes().to_vec()).unwrap_or_default(),
         kind: SpanKind::Internal.into(),
+        flags: trace.sampled.into(),
         start_time_unix_nano: from,
         end_time_unix_nano: to.max(from),
         ..Span::default()
@@ -310,13 +319,13 @@ mod tests {
         let begin = |settings, given: &[&str], trusted| Trace::begin(&settings, &headers(given), trusted, 7, Moment::default());
         let given = Parent::parse(GIVEN).unwrap();
         let trusted = begin(settings(0.0, false), &[GIVEN], true);
-        assert!(trusted.id == given.trace && trusted.is_sent(200) && trusted.is_continued());
+        assert!(trusted.id == given.trace && trusted.sampled && trusted.is_continued());
         let stranger = begin(settings(0.0, false), &[GIVEN], false);
-        assert!(stranger.id != given.trace && !stranger.is_sent(200) && stranger.is_sent(500) && stranger.link == Some(given));
+        assert!(stranger.id != given.trace && !stranger.sampled && stranger.link == Some(given));
         assert_eq!(begin(settings(0.0, true), &[GIVEN], false).id, given.trace);
-        assert!(!begin(settings(1.0, false), &[&GIVEN.replace("-01", "-00")], true).is_sent(200), "somebody decided already");
+        assert!(!begin(settings(1.0, false), &[&GIVEN.replace("-01", "-00")], true).sampled, "somebody decided already");
         assert!(!begin(settings(1.0, false), &[GIVEN, GIVEN], true).is_continued(), "twice");
-        assert!(begin(settings(1.0, false), &["nonsense"], true).is_sent(200));
+        assert!(begin(settings(1.0, false), &["nonsense"], true).sampled);
     }
 
     #[test]
@@ -324,7 +333,7 @@ mod tests {
         let sampled = |sample| {
             let settings = settings(sample, false);
             let trace = |chance| Trace::begin(&settings, &HeaderMap::new(), false, mix(chance), Moment::default());
-            (0..10_000).filter(|chance| trace(*chance).is_sent(200)).count()
+            (0..10_000).filter(|chance| trace(*chance).sampled).count()
         };
         assert_eq!((sampled(0.0), sampled(1.0)), (0, 10_000));
         assert!((800..1_200).contains(&sampled(0.1)));

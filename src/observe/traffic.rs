@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::sketch::{Series, Summary, Windows};
+use super::sketch::{History, Lengths, Part, Series, Summary, Windows};
 use crate::config::units::Country;
 
 /// Points of the curves: one a second.
@@ -18,8 +19,10 @@ const COUNTRIES: usize = 26 * 36;
 /// Requests of the last minutes.
 #[derive(Debug)]
 pub struct Traffic {
-    /// All requests.
-    pub all: Series,
+    /// Requests that no route has.
+    pub unrouted: Series,
+    /// All requests: those of all routes, and of none.
+    all: Mutex<History>,
     routes: Named,
     regions: Named,
     countries: Box<[OnceLock<Box<Series>>]>,
@@ -43,7 +46,8 @@ pub struct Point {
 impl Default for Traffic {
     fn default() -> Self {
         Self {
-            all: Series::default(),
+            unrouted: Series::default(),
+            all: Mutex::default(),
             routes: Named::default(),
             regions: Named::default(),
             countries: (0..COUNTRIES).map(|_| OnceLock::new()).collect(),
@@ -100,16 +104,29 @@ impl Traffic {
         }
     }
 
-    /// A second is over; `at` in seconds since 1970.
-    pub fn tick(&self, at: u64) {
-        self.all.tick();
-        self.routes.all().iter().chain(&self.regions.all()).for_each(|(_, series)| series.tick());
-        self.countries.iter().filter_map(OnceLock::get).for_each(|series| series.tick());
+    /// A second is over, or however long it `took`; `at` in seconds since 1970.
+    pub fn tick(&self, at: u64, took: Duration) {
+        self.regions.all().iter().for_each(|(_, series)| drop(series.tick(took)));
+        self.countries.iter().filter_map(OnceLock::get).for_each(|series| drop(series.tick(took)));
+        let routes = self.routes.all();
+        let parts: Vec<_> = routes.iter().map(|(_, series)| series.tick(took)).chain([self.unrouted.tick(took)]).collect();
+        let mut all = self.all.lock();
+        all.push(Part::merged(&parts));
         let mut points = self.points.lock();
         if points.len() == POINTS {
             points.pop_front();
         }
-        points.push_back(Point { at, summary: self.all.last_second() });
+        points.push_back(Point { at, summary: all.last() });
+    }
+
+    /// All requests.
+    pub fn windows(&self) -> Windows {
+        let all = self.all.lock();
+        all.windows(all.lengths())
+    }
+
+    fn lengths(&self) -> Lengths {
+        self.all.lock().lengths()
     }
 
     /// The curves of the last five minutes, the oldest second first.
@@ -124,26 +141,27 @@ impl Traffic {
 
     /// Routes by name.
     pub fn routes(&self) -> BTreeMap<Arc<str>, Windows> {
-        self.routes.all().into_iter().map(|(name, series)| (name, series.windows())).collect()
+        let lengths = self.lengths();
+        self.routes.all().into_iter().map(|(name, series)| (name, series.windows(lengths))).collect()
     }
 
     /// Regions by name.
     pub fn regions(&self) -> BTreeMap<Arc<str>, Windows> {
-        self.regions.all().into_iter().map(|(name, series)| (name, series.windows())).collect()
+        let lengths = self.lengths();
+        self.regions.all().into_iter().map(|(name, series)| (name, series.windows(lengths))).collect()
     }
 
     /// Countries that asked for something in the last five minutes.
     pub fn countries(&self) -> Vec<(Country, Windows)> {
         let known = self.countries.iter().enumerate().filter_map(|(place, series)| Some((country_at(place)?, series.get()?)));
-        let windows = known.map(|(country, series)| (country, series.windows()));
+        let lengths = self.lengths();
+        let windows = known.map(|(country, series)| (country, series.windows(lengths)));
         windows.filter(|(_, windows)| windows.five_minutes.requests > 0).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -161,13 +179,13 @@ mod tests {
         let name: Arc<str> = "shop".into();
         let route = traffic.route(&name);
         for at in 0..400 {
-            traffic.all.add(Duration::from_millis(5), at % 2 == 0);
+            traffic.unrouted.add(Duration::from_millis(5), at % 2 == 0);
             route.add(Duration::from_millis(5), false);
-            traffic.tick(at);
+            traffic.tick(at, Duration::from_secs(1));
         }
         let points = traffic.points();
         assert_eq!((points.len(), points[0].at, points[299].at), (300, 100, 399));
-        assert_eq!((points[0].summary.requests, points[0].summary.failed), (1, 1));
+        assert_eq!((points[0].summary.requests, points[0].summary.failed), (2, 1));
         traffic.tidy();
         assert_eq!(traffic.routes()[&name].minute.requests, 60);
         drop(route);

@@ -98,6 +98,11 @@ impl Why {
         PLAIN.into_iter().chain(shed.map(Why::Shed)).chain(Kind::ALL.into_iter().map(Why::Fault))
     }
 
+    /// Its place in [`Why::all`].
+    pub fn index(self) -> usize {
+        Self::all().position(|why| why == self).unwrap_or(usize::MAX)
+    }
+
     /// The word.
     pub fn label(self) -> &'static str {
         match self {
@@ -146,6 +151,8 @@ impl Why {
             (_, super::CLIENT_CLOSED_REQUEST) => Some(Self::ClientClosed),
             (Some(Outcome::Truncated(_)), _) => Some(Self::UpstreamTruncated),
             (_, 400..=499) => Some(Self::Origin4xx),
+            // Without an attempt, and not out of the store, it is nobody's but ours.
+            (None, 500..) if done.cache.is_none() => Some(Self::Internal),
             (_, 500..) => Some(Self::Origin5xx),
             _ if done.aborted => Some(Self::ClientAborted),
             _ => None,

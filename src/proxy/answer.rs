@@ -61,9 +61,10 @@ pub async fn answer(session: &mut Session, ctx: &mut Context, refusal: Refusal) 
         response.insert_header(headers::RATE_LIMIT, state)?;
     }
     let empty = body.is_empty() || session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(response), empty).await?;
+    // Whoever cannot be written to has left.
+    session.write_response_header(Box::new(response), empty).await.map_err(|error| error.into_down())?;
     if !empty {
-        session.write_response_body(Some(body), true).await?;
+        session.write_response_body(Some(body), true).await.map_err(|error| error.into_down())?;
     }
     drain(session).await;
     Ok(())

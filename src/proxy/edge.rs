@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderValue, Version, header};
 use pingora::cache::key::{CacheKey, HashBinary};
 use pingora::cache::storage::HitHandler;
 use pingora::cache::{CacheMeta, ForcedFreshness, RespCacheable};
@@ -195,7 +195,7 @@ impl ProxyHttp for Edge {
         if decision.later.is_some() {
             ctx.inspection = Inspection::Holding { held: Vec::new(), calls: headers::is_grpc(session.req_header()) };
         }
-        if let Some(settings) = &ctx.live.snapshot.tracing {
+        if let Some(settings) = ctx.live.snapshot.tracing.as_ref().filter(|_| session.subrequest_ctx.is_none()) {
             let (headers, trusted) = (&session.req_header().headers, decision.client.trusted_peer);
             ctx.trace = Some(Box::new(Trace::begin(settings, headers, trusted, ctx.chance, clock::now())));
         }
@@ -481,7 +481,14 @@ impl ProxyHttp for Edge {
             return;
         }
         let request = session.req_header();
-        let status = session.response_written().map_or(CLIENT_CLOSED_REQUEST, |r| r.status.as_u16());
+        let written = session.response_written().map(|r| r.status.as_u16()).filter(|status| *status >= 200 || *status == 101);
+        let status = written.unwrap_or(CLIENT_CLOSED_REQUEST);
+        // Whoever left, or was stopped, before it was decided what becomes of the request has a trace all the same.
+        let settings = ctx.live.snapshot.tracing.as_ref().filter(|_| ctx.trace.is_none());
+        let late =
+            settings.map(|settings| Trace::begin(settings, &request.headers, decision.client.trusted_peer, ctx.chance, now));
+        let http_2 = session.as_downstream().is_http2();
+        let fault = stream::fault(session, &ctx.live.snapshot.connections).map(|fault| Refusal::Faulty { fault });
         let done = RequestDone {
             live: &ctx.live,
             at: SystemTime::now(),
@@ -493,7 +500,8 @@ impl ProxyHttp for Edge {
             host: host(session),
             path: request.uri.path(),
             query: request.uri.query(),
-            version: request.version,
+            // The cache has its own idea of the version of what it fetches again.
+            version: if http_2 { Version::HTTP_2 } else { request.version },
             secured: stream::secured(session).is_some(),
             headers: &request.headers,
             chance: ctx.chance,
@@ -501,15 +509,16 @@ impl ProxyHttp for Edge {
             bytes: session.as_downstream().body_bytes_sent(),
             route: decision.route.map(|m| m.route),
             matched: decision.route.map(|m| m.host),
-            refusal: ctx.refusal,
+            refusal: ctx.refusal.or(ctx.stopped).or(fault),
             aborted: error.is_some_and(|error| *error.esource() == ErrorSource::Downstream),
-            trace: ctx.trace.as_deref(),
+            trace: ctx.trace.as_deref().or(late.as_ref()),
             matches: &decision.matches,
             limits: &decision.limits.seen,
             class: decision.class,
             shed: ctx.refusal.and_then(Refusal::shed),
             cache: ctx.cached.or_else(|| caching::status(session, ctx)),
             plan: ctx.planned(),
+            started: ctx.started,
             total: now.since(ctx.started),
         };
         self.state.record(&done, now);

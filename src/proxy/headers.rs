@@ -90,6 +90,10 @@ pub fn to_origin(session: &mut Session, request: &mut RequestHeader, ctx: &Conte
         if !trace.is_continued() {
             request.remove_header(TRACESTATE);
         }
+    } else if ctx.live.snapshot.tracing.is_some() {
+        // What is fetched in the background belongs to no trace of anybody's.
+        request.remove_header(TRACEPARENT);
+        request.remove_header(TRACESTATE);
     }
 
     let attempt = ctx.planned().and_then(|p| p.tries.last());

@@ -18,7 +18,7 @@ use super::Edge;
 use super::listen::{Connections, accept};
 use crate::state::State;
 use crate::tasks::signals::Stops;
-use crate::tasks::upgrade;
+use crate::tasks::{otlp, upgrade};
 use crate::upstream::plan::MAX_TRIES;
 
 /// Tries of one request that Pingora may loop through; the plan stops earlier.
@@ -221,7 +221,8 @@ where
     let stop = Stop { state: state.clone(), connections, stops, sockets: Arc::new(sockets) };
     server.run(RunArgs { shutdown_signal: Box::new(stop) });
     state.store.close();
-    // Runtimes are gone; what their last requests logged is not.
+    // Runtimes are gone; what their last requests logged and left is not.
     state.access_log.close();
+    otlp::flush(&state);
     Ok(())
 }

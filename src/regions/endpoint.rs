@@ -128,7 +128,7 @@ pub enum Standing {
 }
 
 impl Endpoint {
-    fn new(url: &UpstreamUrl, address: Address, weight: u32, backup: bool, key: &Key) -> Self {
+    fn new(url: &UpstreamUrl, address: Address, (weight, backup): (u32, bool), key: &Key, ejections: &Arc<AtomicU64>) -> Self {
         let name = format!("{url} {address}");
         Self {
             id: crate::request::hash(name.as_bytes()),
@@ -136,7 +136,7 @@ impl Endpoint {
             address,
             weight: AtomicU32::new(weight),
             backup: AtomicBool::new(backup),
-            health: Health::default(),
+            health: Health::counting(ejections.clone()),
             active: Active::default(),
             returned: AtomicU64::new(0),
             rest: AtomicU64::new(0),
@@ -320,6 +320,8 @@ impl Drop for Slot {
 pub struct UpstreamState {
     /// Whom it is about.
     pub url: UpstreamUrl,
+    /// How often one of its addresses was ejected.
+    pub ejections: Arc<AtomicU64>,
     /// Where it listens; empty until its name was resolved.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     /// Those that DNS told earlier: a name may tell a few of many, in turn, and what is known of one must not be
@@ -349,8 +351,10 @@ impl UpstreamState {
             (None, Some(path)) => Some(Address::Unix(path.into())),
             (None, None) => None,
         };
-        let endpoints = address.map(|address| Arc::new(Endpoint::new(&url, address, 1, false, &key)));
+        let ejections = Arc::default();
+        let endpoints = address.map(|address| Arc::new(Endpoint::new(&url, address, (1, false), &key, &ejections)));
         Self {
+            ejections,
             url,
             endpoints: ArcSwap::from_pointee(endpoints.into_iter().collect()),
             earlier: Mutex::default(),
@@ -388,7 +392,7 @@ impl UpstreamState {
         let endpoint = |r: &Resolved| {
             let address = Address::Inet(r.address);
             let Some(known) = old.iter().chain(earlier.iter()).find(|e| e.address == address) else {
-                return Arc::new(Endpoint::new(&self.url, address, r.weight, r.backup, &self.key));
+                return Arc::new(Endpoint::new(&self.url, address, (r.weight, r.backup), &self.key, &self.ejections));
             };
             known.weight.store(r.weight, Relaxed);
             known.backup.store(r.backup, Relaxed);

@@ -4,6 +4,7 @@
 //! 5 min (the doubling of Envoy's outlier detection, with a count fit for regions of one or two
 //! upstreams). When the time is over one request may try it: success brings it back, failure ejects it again.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ pub struct Health {
     failures: AtomicU32,
     /// Ejections so far; the next lasts twice as long.
     ejections: AtomicU32,
-    /// All there ever were.
-    total: AtomicU32,
+    /// All ejections of the upstream, whichever of its addresses; shared by those.
+    total: Arc<AtomicU64>,
     /// Ejected until this millisecond; 0 when it is not.
     until: AtomicU64,
     /// Since this one.
@@ -50,6 +51,11 @@ pub enum Standing {
 }
 
 impl Health {
+    /// One that counts ejections in `total`, too.
+    pub fn counting(total: Arc<AtomicU64>) -> Self {
+        Self { total, ..Self::default() }
+    }
+
     /// How it stands at `now`.
     pub fn standing(&self, now: Moment) -> Standing {
         let until = self.until.load(Relaxed);
@@ -128,11 +134,6 @@ impl Health {
     /// A trial ended without a verdict: the client left.
     pub fn trial_abandoned(&self) {
         self.trial.store(0, Relaxed);
-    }
-
-    /// All ejections there ever were.
-    pub fn ejections(&self) -> u32 {
-        self.total.load(Relaxed)
     }
 
     /// Failures since the last success, and ejections so far.

@@ -50,6 +50,7 @@ pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Fai
     }
     let log = &mut loaded.config.access_log.path;
     *log = access_log::resolve(log, |p| paths.resolve(p));
+    let misplaced = access_log::misplaced(log);
     let Gathered { resources, inputs, mut problems, mut hasher } = gathered;
     let inputs = [std::mem::take(&mut loaded.inputs), inputs].concat();
     let (snapshot, more) = match compile(&loaded.config, &resources, memory) {
@@ -57,6 +58,10 @@ pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Fai
         Err(problems) => (None, problems),
     };
     problems.extend(more);
+    if misplaced {
+        let problem = Problem::error(key_path!["access_log", "path"], "this is no place of a system log");
+        problems.push(problem.hint("expected `syslog:/dev/log`, or a server's host and port: `syslog:127.0.0.1:514`"));
+    }
     let problems = loaded.problems(problems);
     match snapshot {
         Some(snapshot) if !problems.iter().any(Problem::is_error) => {
@@ -172,18 +177,24 @@ impl Reloader {
         };
         if result.is_ok() && trigger != FILE {
             // Whoever rotates logs asks for a reload to have the new file opened.
-            self.reopen_log();
+            self.reopen_log().await;
         }
         self.report(trigger, &result);
         result.map(|(reloaded, _)| reloaded)
     }
 
     /// Opens the access log again: its file was renamed.
-    pub fn reopen_log(&self) {
+    pub async fn reopen_log(&self) {
         let path = self.state.live.load().snapshot.access_log.path.clone();
-        if let Err(error) = self.state.access_log.retarget(&path) {
+        if let Err(error) = self.retarget(path.clone()).await {
             tracing::error!(%error, path = %path.display(), "the access log cannot be opened again; the old file goes on");
         }
+    }
+
+    async fn retarget(&self, path: PathBuf) -> std::io::Result<()> {
+        let state = self.state.clone();
+        let opened = tokio::task::spawn_blocking(move || state.access_log.retarget(&path)).await;
+        opened.map_err(std::io::Error::other).and_then(|opened| opened)
     }
 
     fn build(&self) -> Result<Build, Failed> {
@@ -210,7 +221,7 @@ impl Reloader {
         let old = self.state.live.load_full();
         if build.snapshot.access_log.path != old.snapshot.access_log.path {
             let log = &build.snapshot.access_log.path;
-            if let Err(error) = self.state.access_log.retarget(log) {
+            if let Err(error) = self.retarget(log.clone()).await {
                 let message = format!("the access log `{}` cannot be opened: {error}", log.display());
                 self.also_watch(build.inputs);
                 drop(build.snapshot);
@@ -222,11 +233,12 @@ impl Reloader {
         self.state.live.store(live.clone());
         self.state.store.resize(build.config.cache.memory.0);
         // From here on nothing can fail.
-        self.state.metrics.tidy(&old, &live);
+        self.state.retired.lock().push(Arc::downgrade(&old));
         self.state.metrics.process.configured(build.digest);
         drop(old);
         self.state.memory.tidy();
         self.state.traffic.tidy();
+        self.state.metrics.sweep(&live);
         *self.current.lock() = Current { digest: build.digest, inputs: build.inputs, known: build.known };
         Ok((Reloaded::Swapped, build.warnings))
     }

@@ -16,7 +16,7 @@ use opentelemetry_proto::tonic::common::v1::InstrumentationScope;
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use crate::config::Tracing;
 use crate::observe::trace::text;
@@ -31,6 +31,8 @@ const GATHER: Duration = Duration::from_secs(1);
 /// A batch is tried so often, with a pause that doubles.
 const TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(250);
+/// The last spans have this long.
+const FLUSH: Duration = Duration::from_secs(2);
 /// Each try.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -40,20 +42,33 @@ type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 #[derive(Debug)]
 pub struct Outlet {
     sender: mpsc::Sender<Vec<Span>>,
-    receiver: parking_lot::Mutex<Option<mpsc::Receiver<Vec<Span>>>>,
+    /// Of whoever takes spans to the collector at the moment.
+    receiver: Mutex<mpsc::Receiver<Vec<Span>>>,
+    /// The batch under way. Here, so that whoever flushes finds what an exporter that was ended had in hand.
+    batch: parking_lot::Mutex<Vec<Span>>,
 }
 
 impl Default for Outlet {
     fn default() -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        Self { sender, receiver: parking_lot::Mutex::new(Some(receiver)) }
+        Self { sender, receiver: Mutex::new(receiver), batch: parking_lot::Mutex::default() }
+    }
+}
+
+/// Room for the spans of a request.
+pub struct Place<'a>(mpsc::Permit<'a, Vec<Span>>);
+
+impl Place<'_> {
+    /// Leaves them.
+    pub fn send(self, spans: Vec<Span>) {
+        self.0.send(spans);
     }
 }
 
 impl Outlet {
-    /// Leaves the spans of a request; false if there is no room.
-    pub fn leave(&self, spans: Vec<Span>) -> bool {
-        self.sender.try_send(spans).is_ok()
+    /// Room for the spans of a request, if there is any.
+    pub fn place(&self) -> Option<Place<'_>> {
+        self.sender.try_reserve().ok().map(Place)
     }
 }
 
@@ -66,41 +81,57 @@ enum Ended {
 
 /// Takes spans to the collector, for ever.
 pub async fn run(state: Arc<State>) {
-    let Some(mut receiver) = state.spans.receiver.lock().take() else { return };
-    let http = client();
+    let mut receiver = state.spans.receiver.lock().await;
+    let mut http = None;
     let mut failing = false;
     loop {
-        let Some(mut spans) = receiver.recv().await else { return };
+        let Some(first) = receiver.recv().await else { return };
+        state.spans.batch.lock().extend(first);
         let gathering = tokio::time::sleep(GATHER);
         tokio::pin!(gathering);
-        while spans.len() < BATCH {
+        while state.spans.batch.lock().len() < BATCH {
             tokio::select! {
                 more = receiver.recv() => match more {
-                    Some(more) => spans.extend(more),
+                    Some(more) => state.spans.batch.lock().extend(more),
                     None => break,
                 },
                 () = &mut gathering => break,
             }
         }
-        let live = state.live.load_full();
-        let count = spans.len() as u64;
-        // Tracing was turned off meanwhile.
-        let Some(settings) = &live.snapshot.tracing else { continue };
-        match export(&http, settings, spans).await {
-            Ok(()) => {
-                state.metrics.tracing.exported(count);
-                if std::mem::take(&mut failing) {
-                    tracing::info!("traces are taken again");
-                }
+        // Whoever never traces never reads the system's authorities.
+        let http = http.get_or_insert_with(client);
+        match export(http, &state).await {
+            Ok(()) if failing => {
+                failing = false;
+                tracing::info!("traces are taken again");
             }
+            Ok(()) => {}
             Err(error) => {
-                state.metrics.tracing.failed(count);
                 // One line, not one a second.
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(error = format!("{error:#}"), "traces cannot be taken to the collector");
                 }
             }
         }
+    }
+}
+
+/// Takes what is left to the collector, once nothing is left of the runtime that [`run`] was on. Blocks for [`FLUSH`] at most.
+pub fn flush(state: &State) {
+    let left = async {
+        let mut receiver = state.spans.receiver.lock().await;
+        while let Ok(more) = receiver.try_recv() {
+            state.spans.batch.lock().extend(more);
+        }
+        if !state.spans.batch.lock().is_empty()
+            && let Err(error) = tokio::time::timeout(FLUSH, export(&client(), state)).await.unwrap_or(Ok(()))
+        {
+            tracing::warn!(error = format!("{error:#}"), "the last traces cannot be taken to the collector");
+        }
+    };
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(left),
+        Err(error) => tracing::warn!(%error, "the last traces are lost"),
     }
 }
 
@@ -119,7 +150,29 @@ fn client() -> Http {
     Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(30)).build(connector)
 }
 
-async fn export(http: &Http, settings: &Tracing, spans: Vec<Span>) -> anyhow::Result<()> {
+/// Takes the batch to the collector, or gives it up. The settings are read anew for each try.
+async fn export(http: &Http, state: &State) -> anyhow::Result<()> {
+    let spans = state.spans.batch.lock().clone();
+    let count = spans.len() as u64;
+    let settings = || state.live.load().snapshot.tracing.clone();
+    let ended = match settings() {
+        Some(first) => {
+            let body = Bytes::from(request(&first, spans).encode_to_vec());
+            deliver(http, settings, body).await
+        }
+        None => Ok(false),
+    };
+    state.spans.batch.lock().clear();
+    match ended {
+        Ok(true) => state.metrics.tracing.exported(count),
+        // Tracing was turned off meanwhile.
+        Ok(false) => state.metrics.tracing.dropped(count),
+        Err(_) => state.metrics.tracing.failed(count),
+    }
+    ended.map(drop)
+}
+
+fn request(settings: &Tracing, spans: Vec<Span>) -> ExportTraceServiceRequest {
     let scope = InstrumentationScope {
         name: env!("CARGO_PKG_NAME").to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -129,11 +182,16 @@ async fn export(http: &Http, settings: &Tracing, spans: Vec<Span>) -> anyhow::Re
     let resource = Resource { attributes, ..Resource::default() };
     let spans = ScopeSpans { scope: Some(scope), spans, ..ScopeSpans::default() };
     let all = ResourceSpans { resource: Some(resource), scope_spans: vec![spans], ..ResourceSpans::default() };
-    let body = Bytes::from(ExportTraceServiceRequest { resource_spans: vec![all] }.encode_to_vec());
+    ExportTraceServiceRequest { resource_spans: vec![all] }
+}
+
+/// Whether there was still somebody to take it to.
+async fn deliver(http: &Http, settings: impl Fn() -> Option<Tracing>, body: Bytes) -> anyhow::Result<bool> {
     let mut pause = PAUSE;
     for again in (0..TRIES).rev() {
-        let error = match send(http, settings, body.clone()).await {
-            Ended::Taken => return Ok(()),
+        let Some(settings) = settings() else { return Ok(false) };
+        let error = match send(http, &settings, body.clone()).await {
+            Ended::Taken => return Ok(true),
             Ended::Refused(error) => return Err(error),
             Ended::Later(error) => error,
         };
@@ -143,7 +201,7 @@ async fn export(http: &Http, settings: &Tracing, spans: Vec<Span>) -> anyhow::Re
         tokio::time::sleep(pause).await;
         pause *= 2;
     }
-    Ok(())
+    Ok(false)
 }
 
 async fn send(http: &Http, settings: &Tracing, body: Bytes) -> Ended {

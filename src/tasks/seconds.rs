@@ -1,6 +1,6 @@
 //! Once a second: what came since is set aside, what changed is found, and those who watch are told.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::kept::Now;
-use crate::state::State;
+use crate::state::{Live, State};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -52,7 +52,9 @@ impl Pulse {
 
     /// What the process used in the last second.
     pub fn usage(&self) -> Usage {
-        *self.usage.lock()
+        // Counting files takes longer the more there are: only where somebody asks.
+        let open_files = procfs::process::Process::myself().and_then(|process| process.fd_count()).ok();
+        Usage { open_files, ..*self.usage.lock() }
     }
 }
 
@@ -73,8 +75,13 @@ pub async fn run(state: Arc<State>) {
 /// A second is over.
 pub fn beat(state: &State, took: Duration) {
     let now = Now::new();
-    state.traffic.tick(now.unix / 1_000);
-    state.lately.tick(state, &state.live.load(), now);
+    state.traffic.tick(now.unix / 1_000, took);
+    let live = state.live.load();
+    state.lately.tick(state, &live, now);
+    if over(&state.retired) {
+        state.traffic.tidy();
+        state.metrics.sweep(&live);
+    }
     let mut usage = usage();
     {
         let mut before = state.pulse.usage.lock();
@@ -87,6 +94,14 @@ pub fn beat(state: &State, took: Duration) {
     state.pulse.seconds.send_modify(|seconds| *seconds += 1);
 }
 
+/// Has the last request of a configuration that was replaced come to its end?
+fn over(retired: &Mutex<Vec<Weak<Live>>>) -> bool {
+    let mut retired = retired.lock();
+    let before = retired.len();
+    retired.retain(|live| live.strong_count() > 0);
+    retired.len() < before
+}
+
 fn usage() -> Usage {
     let cpus_available = std::thread::available_parallelism().map_or(1, usize::from);
     let Ok(process) = procfs::process::Process::myself() else { return Usage { cpus_available, ..Usage::default() } };
@@ -97,6 +112,6 @@ fn usage() -> Usage {
         cpus_available,
         resident_bytes: stat.as_ref().map(|stat| stat.rss_bytes().get()),
         threads: stat.as_ref().map(|stat| stat.num_threads),
-        open_files: process.fd_count().ok(),
+        open_files: None,
     }
 }

@@ -77,7 +77,7 @@ pub async fn act(reloader: Arc<Reloader>) {
                 // The reloader itself reports how it went.
                 let _ = reloader.reload("signal").await;
             }
-            Some(()) = reopen.recv() => reloader.reopen_log(),
+            Some(()) = reopen.recv() => reloader.reopen_log().await,
             else => return,
         }
     }

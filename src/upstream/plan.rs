@@ -361,10 +361,11 @@ impl Plan {
     }
 
     /// The body that the client already sees broke off; `blame` is for the upstream, not for silence that
-    /// is natural.
+    /// is natural: such a body is over.
     pub fn truncated(&mut self, regions: &[Region], status: u16, blame: bool, now: Moment) {
         let ended = self.tries.last().map(|t| t.ended);
-        self.finish(regions, Outcome::Truncated(status), blame.then_some(false), now);
+        let outcome = if blame { Outcome::Truncated(status) } else { Outcome::Answered(status) };
+        self.finish(regions, outcome, blame.then_some(false), now);
         if let (Some(last), Some(ended)) = (self.tries.last_mut(), ended) {
             last.ended = ended;
             last.well = false;

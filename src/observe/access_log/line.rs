@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::text::{address, cookies, query, referer};
+use super::text::{address, cookies, query, referer, truncated};
 use crate::cache::status::Status;
+use crate::config::access_log::Addresses;
 use crate::limits::{Decision, Limit};
 use crate::observe::RequestDone;
 use crate::observe::why::Why;
@@ -94,7 +95,7 @@ impl<'a> Line<'a> {
                 .and_then(|p| p.moved)
                 .and_then(|(from, why)| Some(MovedLine { from: &done.live.snapshot.region(from)?.name, because: why.label() })),
             panic: done.plan.is_some_and(|p| p.panic),
-            waf: done.matches.iter().map(MatchLine::new).collect(),
+            waf: done.matches.iter().map(|m| MatchLine::new(m, done.live.snapshot.access_log.addresses)).collect(),
             cache: done.cache.map(Status::label),
             shed: done.shed.map(Shed::label),
             limits: LimitLine::all(done),
@@ -126,12 +127,16 @@ struct MatchLine<'a> {
     rule: &'a str,
     action: &'static str,
     /// By operand; `null` is missing.
-    saw: std::collections::BTreeMap<&'a str, Option<&'a str>>,
+    saw: std::collections::BTreeMap<&'a str, Option<Cow<'a, str>>>,
 }
 
 impl<'a> MatchLine<'a> {
-    fn new(m: &'a Match) -> Self {
-        let saw = m.seen.iter().map(|seen| (seen.operand.as_str(), seen.value.as_deref())).collect();
+    fn new(m: &'a Match, addresses: Addresses) -> Self {
+        let told = |value: &'a str| match (addresses, value.parse()) {
+            (Addresses::Truncate, Ok(ip)) => truncated(ip).to_string().into(),
+            (Addresses::Truncate | Addresses::Keep, _) => Cow::from(value),
+        };
+        let saw = m.seen.iter().map(|seen| (seen.operand.as_str(), seen.value.as_deref().map(told))).collect();
         Self { rule: &m.rule, action: m.action, saw }
     }
 }

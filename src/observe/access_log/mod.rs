@@ -22,8 +22,8 @@ use crate::config;
 use crate::config::units::LogFormat;
 use crate::request::{mix, unit};
 use line::Line;
-use target::Target;
-pub use target::resolve;
+use target::{Lost, Target};
+pub use target::{misplaced, resolve};
 pub use text::address;
 
 /// How long lines are gathered before they are written.
@@ -57,7 +57,8 @@ struct Signal {
     lines: bool,
     closing: bool,
     closed: bool,
-    retarget: Option<Retarget>,
+    /// The oldest first.
+    retarget: Vec<Retarget>,
 }
 
 /// A new target, and the lines of requests that were over before: those belong to the old one.
@@ -81,15 +82,12 @@ impl AccessLog {
         Ok(Self { shared, writer: Mutex::new(Some(writer)) })
     }
 
-    /// From now on writes to `path`; on an error it goes on as before.
+    /// From now on writes to `path`; on an error it goes on as before. Blocks on disk, or on the name of a server.
     pub fn retarget(&self, path: &Path) -> io::Result<()> {
         let target = Target::open(path)?;
         self.shared.off.store(matches!(target, Target::Off), Ordering::Relaxed);
         let mut signal = self.shared.signal.lock();
-        match &mut signal.retarget {
-            Some(waiting) => waiting.target = target,
-            none => *none = Some(Retarget { before: self.shared.take_lines(), target }),
-        }
+        signal.retarget.push(Retarget { before: self.shared.take_lines(), target });
         self.shared.wake.notify_one();
         Ok(())
     }
@@ -188,9 +186,8 @@ impl Shared {
     /// Writes lines; those that cannot be written are counted.
     fn put(&self, target: &mut Target, batch: &[u8]) {
         if !batch.is_empty()
-            && let Err(error) = target.write(batch)
+            && let Err(Lost { lines, error }) = target.write(batch)
         {
-            let lines = batch.iter().filter(|b| **b == b'\n').count();
             self.dropped.inc_by(lines as u64);
             tracing::warn!(%error, lines, "the access log cannot be written");
         }
@@ -202,16 +199,16 @@ impl Shared {
         while !closing {
             let retarget = {
                 let mut signal = self.signal.lock();
-                self.wake.wait_while(&mut signal, |s| !s.lines && !s.closing && s.retarget.is_none());
-                if !signal.closing && signal.retarget.is_none() {
+                self.wake.wait_while(&mut signal, |s| !s.lines && !s.closing && s.retarget.is_empty());
+                if !signal.closing && signal.retarget.is_empty() {
                     // Lines are coming: let them gather, unless something more urgent comes.
-                    self.wake.wait_while_for(&mut signal, |s| !s.closing && s.retarget.is_none(), BATCH);
+                    self.wake.wait_while_for(&mut signal, |s| !s.closing && s.retarget.is_empty(), BATCH);
                 }
                 signal.lines = false;
                 closing = signal.closing;
-                signal.retarget.take()
+                std::mem::take(&mut signal.retarget)
             };
-            if let Some(Retarget { before, target: new }) = retarget {
+            for Retarget { before, target: new } in retarget {
                 self.put(&mut target, &before);
                 target = new;
             }

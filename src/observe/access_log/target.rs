@@ -7,6 +7,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::text::month;
+
 /// A log's path that is no file.
 const SYSLOG: &str = "syslog:";
 /// Facility `local7`, severity `info` (RFC 5424, section 6.2.1): what nginx sends its access log as.
@@ -45,18 +47,25 @@ impl Target {
         }
     }
 
-    pub(super) fn write(&mut self, batch: &[u8]) -> io::Result<()> {
-        match self {
+    pub(super) fn write(&mut self, batch: &[u8]) -> Result<(), Lost> {
+        let written = match self {
             Self::Off => Ok(()),
             Self::Stdout => {
                 let mut stdout = io::stdout().lock();
-                stdout.write_all(batch)?;
-                stdout.flush()
+                stdout.write_all(batch).and_then(|()| stdout.flush())
             }
             Self::File(file) => file.write_all(batch),
-            Self::Syslog(syslog) => batch.split(|b| *b == b'\n').filter(|l| !l.is_empty()).try_for_each(|l| syslog.send(l)),
-        }
+            Self::Syslog(syslog) => return syslog.write(batch),
+        };
+        written.map_err(|error| Lost { lines: batch.iter().filter(|b| **b == b'\n').count(), error })
     }
+}
+
+/// Lines that could not be written.
+pub(super) struct Lost {
+    pub(super) lines: usize,
+    /// What the last of them met.
+    pub(super) error: io::Error,
 }
 
 impl Syslog {
@@ -76,12 +85,39 @@ impl Syslog {
         Ok(Self { socket, host: if host.is_empty() { "-".to_owned() } else { host } })
     }
 
-    /// One message (RFC 5424, section 6).
+    /// Each line is a message; one that is lost stops no other.
+    fn write(&mut self, batch: &[u8]) -> Result<(), Lost> {
+        let mut lost: Option<Lost> = None;
+        for line in batch.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            if let Err(error) = self.send(line) {
+                let before = lost.map_or(0, |lost| lost.lines);
+                lost = Some(Lost { lines: before + 1, error });
+            }
+        }
+        lost.map_or(Ok(()), Err)
+    }
+
     fn send(&mut self, line: &[u8]) -> io::Result<()> {
-        let (time, process) = (humantime::format_rfc3339_millis(SystemTime::now()), std::process::id());
-        let mut message = format!("<{PRIORITY}>1 {time} {} portolan {process} access - ", self.host).into_bytes();
-        message.extend_from_slice(line);
-        message.truncate(LONGEST);
+        let (now, process) = (SystemTime::now(), std::process::id());
+        let head = match &self.socket {
+            // What listens on this machine knows its name, and mostly no other form than this (RFC 3164, section 4.1).
+            Socket::Unix { .. } => {
+                let time = humantime::format_rfc3339_seconds(now).to_string();
+                let part = |from, to| time.get(from..to).unwrap_or_default();
+                let (month, day) = (month(&time), part(8, 10).trim_start_matches('0'));
+                format!("<{PRIORITY}>{month} {day:>2} {} portolan[{process}]: ", part(11, 19))
+            }
+            // RFC 5424, section 6.
+            Socket::Udp(_) => {
+                let time = humantime::format_rfc3339_millis(now);
+                format!("<{PRIORITY}>1 {time} {} portolan {process} access - ", self.host)
+            }
+        };
+        let mut message = head.into_bytes();
+        // Not in the middle of a character.
+        let room = LONGEST.saturating_sub(message.len()).min(line.len());
+        let end = (0..=room).rev().find(|end| line.get(*end).is_none_or(|byte| byte & 0xc0 != 0x80)).unwrap_or(room);
+        message.extend_from_slice(line.get(..end).unwrap_or(line));
         match &mut self.socket {
             Socket::Udp(socket) => match socket.send(&message) {
                 // The word that nobody listened to the message before.
@@ -98,6 +134,13 @@ impl Syslog {
             },
         }
     }
+}
+
+/// What stands behind `syslog:` cannot be a place.
+pub fn misplaced(path: &Path) -> bool {
+    let Some(place) = path.to_str().and_then(|text| text.strip_prefix(SYSLOG)) else { return false };
+    let port = place.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    !place.starts_with('/') && port.is_none()
 }
 
 fn connected(path: &Path) -> io::Result<UnixDatagram> {

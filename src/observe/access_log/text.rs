@@ -17,10 +17,17 @@ const REDACTED: &str = "REDACTED";
 
 /// The client's address, as far as it may be told.
 pub fn address(done: &RequestDone<'_>) -> IpAddr {
-    match (done.live.snapshot.access_log.addresses, done.client) {
-        (Addresses::Keep, ip) => ip,
-        (Addresses::Truncate, IpAddr::V4(ip)) => Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << 8)).into(),
-        (Addresses::Truncate, IpAddr::V6(ip)) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 80)).into(),
+    match done.live.snapshot.access_log.addresses {
+        Addresses::Keep => done.client,
+        Addresses::Truncate => truncated(done.client),
+    }
+}
+
+/// The network of an address.
+pub(super) fn truncated(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << 8)).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 80)).into(),
     }
 }
 
@@ -34,7 +41,17 @@ pub(super) fn cookies<'a>(done: &RequestDone<'a>) -> Option<Cow<'a, str>> {
     let how = done.live.snapshot.access_log.cookies;
     match how {
         Privacy::Omit => None,
-        Privacy::Redact | Privacy::Keep => private(done.header(&header::COOKIE)?, how, ';'),
+        Privacy::Redact | Privacy::Keep => {
+            // HTTP/2 sends each on its own (RFC 9113, section 8.2.3).
+            let mut all = done.headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+            match (all.next()?, all.next()) {
+                (only, None) => private(only, how, ';'),
+                (first, Some(second)) => {
+                    let joined = [first, second].into_iter().chain(all).collect::<Vec<_>>().join("; ");
+                    private(&joined, how, ';').map(|told| told.into_owned().into())
+                }
+            }
+        }
     }
 }
 
@@ -123,14 +140,19 @@ fn escaped(to: &mut Vec<u8>, text: &str) {
     }
 }
 
+/// The month of a time after RFC 3339.
+pub(super) fn month(time: &str) -> &'static str {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let number = time.get(5..7).and_then(|month| month.parse::<usize>().ok());
+    number.and_then(|month| MONTHS.get(month.checked_sub(1)?)).unwrap_or(&"Jan")
+}
+
 /// `10/Oct/2000:13:55:36 +0000`; always UTC.
 fn common_time(done: &RequestDone<'_>) -> String {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let at = done.at.max(UNIX_EPOCH);
     let text = humantime::format_rfc3339_seconds(at).to_string();
     let part = |from, to| text.get(from..to).unwrap_or_default();
-    let month = part(5, 7).parse::<usize>().ok().and_then(|month| MONTHS.get(month.checked_sub(1)?)).unwrap_or(&"Jan");
-    format!("{}/{month}/{}:{} +0000", part(8, 10), part(0, 4), part(11, 19))
+    format!("{}/{}/{}:{} +0000", part(8, 10), month(&text), part(0, 4), part(11, 19))
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@ mod process;
 mod regions;
 mod tracing;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use parking_lot::Mutex;
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -26,13 +28,12 @@ use crate::proxy::store::Store;
 use crate::request::Moment;
 use crate::snapshot::Snapshot;
 use crate::state::Live;
-use crate::upstream::plan::Moved;
 use crate::upstream::{Plan, Stop};
-use crate::waf::ACTIONS;
+use crate::waf::managed;
 pub use cache::CacheMetrics;
 pub use connections::{ConnectionMetrics, Handshake};
 pub use named::{HostMetrics, METHODS, RegionMetrics, RouteMetrics};
-use named::{OTHER, OUTCOMES, ROUTES, outcome_label};
+use named::{OTHER, ROUTES};
 use process::ProcessMetrics;
 use regions::RegionGauges;
 use tracing::TracingMetrics;
@@ -56,6 +57,8 @@ pub struct Metrics {
     hosts: IntCounterVec,
     /// Why requests were no success.
     pub(super) unsuccessful: IntCounterVec,
+    /// The same, by [`Why::index`].
+    by_reason: Box<[IntCounter]>,
     attempts: IntCounterVec,
     upstream_duration: HistogramVec,
     pub(super) failovers: IntCounterVec,
@@ -184,9 +187,9 @@ impl Metrics {
             "Requests that were no success, by why (see docs/seeing.md).",
             &["why"],
         )?;
-        // There from the beginning: a rate does not see a counter that begins with 1.
-        Why::all().for_each(|why| drop(unsuccessful.with_label_values(&[why.label()])));
         Ok(Self {
+            // There from the beginning: a rate does not see a counter that begins with 1.
+            by_reason: Why::all().map(|why| unsuccessful.with_label_values(&[why.label()])).collect(),
             not_retried: Stop::ALL.map(|stop| not_retried.with_label_values(&[stop.label()])),
             lookups: LookupResult::ALL.map(|result| lookups.with_label_values(&[result.label()])),
             database_built: gauge(
@@ -248,71 +251,43 @@ impl Metrics {
         Arc::new(Decision::ALL.map(|decision| self.limit_decisions.with_label_values(&[id, decision.label()])))
     }
 
-    /// Forgets the labels of routes and regions that are in `old` but not in `new`.
-    pub fn tidy(&self, old: &Live, new: &Live) {
-        for host in old.hosts.gone(&new.hosts) {
-            for class in HostMetrics::classes() {
-                let _ = self.hosts.remove_label_values(&[host.as_str(), class]);
-            }
+    /// Forgets labels of what `live` does not have. A request that was under way while the configuration changed may bring
+    /// one back, so this is done again once the last of them is over.
+    pub fn sweep(&self, live: &Live) {
+        let snapshot = &live.snapshot;
+        fn names<'a>(all: impl Iterator<Item = &'a str>) -> HashSet<String> {
+            all.map(str::to_owned).collect()
         }
-        for route in old.snapshot.routes.iter().take(ROUTES) {
-            if new.snapshot.routes.iter().take(ROUTES).all(|r| r.name != route.name) {
-                // Absent labels are the usual case here: not every pair was ever counted.
-                let _ = self.duration.remove_label_values(&[&route.name]);
-                for method in METHODS {
-                    for code in 100..=599 {
-                        let _ = self.requests.remove_label_values(&[&route.name, method, &code.to_string()]);
-                    }
-                }
-            }
-        }
-        for rule in &old.snapshot.waf.rules {
-            if new.snapshot.waf.rules.iter().all(|r| r.id != rule.id) {
-                for action in ACTIONS {
-                    let _ = self.waf_matches.remove_label_values(&[&*rule.id, action]);
-                }
-            }
-        }
-        for limit in &old.snapshot.limits.rules {
-            if new.snapshot.limits.rules.iter().all(|l| l.id != limit.id) {
-                for decision in Decision::ALL {
-                    let _ = self.limit_decisions.remove_label_values(&[&*limit.id, decision.label()]);
-                }
-            }
-        }
-        for class in &old.snapshot.overload.classes {
-            if new.snapshot.overload.classes.iter().all(|c| c.name != class.name) {
-                for reason in Shed::ALL {
-                    let _ = self.shed.remove_label_values(&[reason.label(), &class.name]);
-                }
-            }
-        }
-        for region in &old.snapshot.regions {
-            if new.snapshot.region_named(&region.name).is_none() {
-                let _ = self.upstream_duration.remove_label_values(&[&region.name]);
-                self.regions.forget(region);
-                for i in 0..OUTCOMES {
-                    let _ = self.attempts.remove_label_values(&[&region.name, outcome_label(i)]);
-                }
-                let moved = [Moved::Spill, Moved::SlowStart, Moved::Away, Moved::Ejected].map(Moved::label);
-                let reasons = || (0..OUTCOMES).map(outcome_label).chain(moved).chain([PASSED_OVER]);
-                for other in old.snapshot.regions.iter().chain(&new.snapshot.regions) {
-                    for reason in reasons() {
-                        let _ = self.failovers.remove_label_values(&[&region.name, &other.name, reason]);
-                        let _ = self.failovers.remove_label_values(&[&other.name, &region.name, reason]);
-                    }
-                }
-            }
-        }
+        let routes = names(snapshot.routes.iter().take(ROUTES).map(|r| &*r.name).chain(["_none", OTHER]));
+        let hosts = names(snapshot.router.hosts().take(named::HOSTS).chain([OTHER]));
+        let mut rules = names(snapshot.waf.rules.iter().map(|r| &*r.id));
+        rules.extend(managed::ids().map(str::to_owned));
+        let limits = names(snapshot.limits.rules.iter().map(|l| &*l.id));
+        let classes = names(snapshot.overload.classes.iter().map(|c| &*c.name).chain([NO_CLASS]));
+        let regions = names(snapshot.regions.iter().map(|r| &*r.name));
+        let first = |known: &HashSet<String>| {
+            let known = known.clone();
+            move |labels: &[String]| labels.first().is_some_and(|label| known.contains(label))
+        };
+        keep(&self.requests, &["route", "method", "code"], first(&routes));
+        keep(&self.duration, &["route"], first(&routes));
+        keep(&self.hosts, &["host", "class"], first(&hosts));
+        keep(&self.waf_matches, &["rule", "action"], first(&rules));
+        keep(&self.limit_decisions, &["limit", "decision"], first(&limits));
+        keep(&self.shed, &["reason", "class"], |labels| labels.get(1).is_some_and(|class| classes.contains(class)));
+        keep(&self.attempts, &["region", "outcome"], first(&regions));
+        keep(&self.upstream_duration, &["region"], first(&regions));
+        keep(&self.failovers, &["from", "to", "reason"], |labels| labels.iter().take(2).all(|region| regions.contains(region)));
+        self.regions.sweep(&snapshot.regions);
     }
 
     /// Counts a request that is over.
     pub fn record(&self, done: &RequestDone<'_>) {
         let route = done.route.and_then(|id| done.live.routes.get(id.0 as usize)).unwrap_or(&self.unrouted);
-        route.count(&self.requests, done.method, done.status, done.total);
+        route.count(&self.requests, done);
         done.live.hosts.count(done.host, done.matched, done.status);
-        if let Some(why) = Why::of(done) {
-            self.unsuccessful.with_label_values(&[why.label()]).inc();
+        if let Some(counter) = Why::of(done).and_then(|why| self.by_reason.get(why.index())) {
+            counter.inc();
         }
         if let Some(counter) = self.lookups.get(done.lookup as usize) {
             counter.inc();
@@ -420,5 +395,23 @@ impl Metrics {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
+    }
+}
+
+/// Forgets the label values that are not `known`; `names` are the labels in the order of the metric.
+fn keep<B: MetricVecBuilder>(all: &MetricVec<B>, names: &[&str], known: impl Fn(&[String]) -> bool)
+where
+    MetricVec<B>: Collector,
+{
+    for family in all.collect() {
+        for metric in family.get_metric() {
+            let value =
+                |name: &&str| metric.get_label().iter().find(|label| label.name() == *name).map(|label| label.value().to_owned());
+            let labels: Vec<String> = names.iter().filter_map(value).collect();
+            if !known(&labels) {
+                // Somebody else may have been faster.
+                let _ = all.remove_label_values(&labels);
+            }
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! Metrics of routes, regions and hosts, looked up once for each configuration.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
 use rustc_hash::FxHashMap;
 
+use crate::observe::RequestDone;
 use crate::observe::sketch::Series;
 use crate::request::host_name;
 use crate::routes::HostMatch;
@@ -16,21 +16,21 @@ use crate::upstream::{Failure, Outcome, Try};
 pub const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "other"];
 
 /// Statuses that have a counter at hand; others are looked up.
-const CODES: [u16; 26] = [
-    101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 409, 410, 413, 422, 429, 500, 502, 503,
-    504,
+const CODES: [u16; 29] = [
+    101, 200, 201, 202, 204, 206, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 410, 413, 422, 429, 431, 499,
+    500, 502, 503, 504,
 ];
 
 /// What shares a label because there are so many, or because nobody named it.
-pub const OTHER: &str = "_other";
+pub(super) const OTHER: &str = "_other";
 /// Routes with a label of their own, from the top of the file.
-pub const ROUTES: usize = 1_000;
+pub(super) const ROUTES: usize = 1_000;
 /// Hosts with a label of their own, from the top of the file.
-const HOSTS: usize = 200;
+pub(super) const HOSTS: usize = 200;
 /// The first digit of a status; 0 for none.
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
-pub(super) const OUTCOMES: usize = Failure::ALL.len() + 4;
+const OUTCOMES: usize = Failure::ALL.len() + 4;
 
 /// One route's metrics.
 pub struct RouteMetrics {
@@ -73,7 +73,8 @@ impl RouteMetrics {
     }
 
     /// Counts a request.
-    pub(super) fn count(&self, all: &IntCounterVec, method: &http::Method, status: u16, took: Duration) {
+    pub(super) fn count(&self, all: &IntCounterVec, done: &RequestDone<'_>) {
+        let (method, status) = (done.method, done.status);
         let method = METHODS.iter().position(|m| *m == method.as_str()).unwrap_or(METHODS.len() - 1);
         let label = METHODS.get(method).copied().unwrap_or("other");
         let code = if (100..=599).contains(&status) { status } else { 0 };
@@ -83,9 +84,9 @@ impl RouteMetrics {
             Some(cell) => cell.get_or_init(lookup).inc(),
             None => lookup().inc(),
         }
-        self.duration.observe(took.as_secs_f64());
+        self.duration.observe(done.total.as_secs_f64());
         if let Some(series) = &self.series {
-            series.add(took, status >= 500);
+            series.add(done.took(), status >= 500);
         }
     }
 }
@@ -138,17 +139,6 @@ impl HostMetrics {
             counter.inc();
         }
     }
-
-    /// Hosts of `self` that are not in `new`, as labels.
-    pub(super) fn gone<'a>(&'a self, new: &'a Self) -> impl Iterator<Item = String> + 'a {
-        let gone = self.named.keys().filter(|host| !new.named.contains_key(*host));
-        gone.map(|host| if host.starts_with('.') { format!("*{host}") } else { host.to_string() })
-    }
-
-    /// Every class, to forget labels.
-    pub(super) fn classes() -> [&'static str; CLASSES.len()] {
-        CLASSES
-    }
 }
 
 fn outcome_index(outcome: Outcome) -> usize {
@@ -161,7 +151,7 @@ fn outcome_index(outcome: Outcome) -> usize {
     }
 }
 
-pub(super) fn outcome_label(index: usize) -> &'static str {
+fn outcome_label(index: usize) -> &'static str {
     match index {
         0 => Outcome::Answered(0).label(),
         1 => Outcome::Truncated(0).label(),

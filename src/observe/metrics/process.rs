@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 #[derive(Debug)]
 pub struct ProcessMetrics {
     config: IntGaugeVec,
+    digest: Mutex<String>,
     tasks: IntGaugeVec,
     queue: IntGaugeVec,
     busy: CounterVec,
@@ -31,6 +32,7 @@ impl ProcessMetrics {
         let busy = CounterVec::new(busy, &["runtime"])?;
         registry.register(Box::new(busy.clone()))?;
         Ok(Self {
+            digest: Mutex::default(),
             config: gauges(
                 "portolan_config_info",
                 "Always 1; the label stands for all files of the configuration in force, so that nodes can be compared.",
@@ -54,8 +56,13 @@ impl ProcessMetrics {
 
     /// The configuration in force.
     pub fn configured(&self, digest: u64) {
-        self.config.reset();
-        self.config.with_label_values(&[format!("{digest:016x}").as_str()]).set(1);
+        let label = format!("{digest:016x}");
+        let before = std::mem::replace(&mut *self.digest.lock(), label.clone());
+        self.config.with_label_values(&[label.as_str()]).set(1);
+        if before != label {
+            // There was none at the start.
+            let _ = self.config.remove_label_values(&[before]);
+        }
     }
 
     pub(super) fn refresh(&self) {

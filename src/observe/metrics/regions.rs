@@ -1,5 +1,6 @@
 //! How regions and their upstreams are, at the moment of a scrape.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus::core::GenericGaugeVec;
@@ -149,7 +150,7 @@ impl RegionGauges {
         self.upstream_usable.with_label_values(&labels).set(i64::try_from(usable).unwrap_or(i64::MAX));
         let in_flight = endpoints.iter().map(|e| i64::from(e.in_flight())).sum();
         self.upstream_in_flight.with_label_values(&labels).set(in_flight);
-        let ejections = endpoints.iter().map(|e| u64::from(e.health.ejections())).sum::<u64>();
+        let ejections = upstream.state.ejections.load(Relaxed);
         let counter = self.upstream_ejections.with_label_values(&labels);
         counter.inc_by(ejections.saturating_sub(counter.get()));
         if upstream.url.needs_dns() {
@@ -157,11 +158,15 @@ impl RegionGauges {
         }
     }
 
-    /// Forgets what was counted of a region that is gone.
-    pub(super) fn forget(&self, region: &Region) {
-        for upstream in &region.upstreams {
-            // It was only there if somebody looked.
-            let _ = self.upstream_ejections.remove_label_values(&[&*region.name, &upstream.url.to_string()]);
-        }
+    /// Forgets what was counted of upstreams that are gone.
+    pub(super) fn sweep(&self, regions: &[Region]) {
+        let names = |region: &Region| -> Vec<_> {
+            region.upstreams.iter().map(|upstream| (region.name.to_string(), upstream.url.to_string())).collect()
+        };
+        let known: HashSet<_> = regions.iter().flat_map(names).collect();
+        super::keep(&self.upstream_ejections, &["region", "upstream"], |labels| match labels {
+            [region, upstream] => known.contains(&(region.clone(), upstream.clone())),
+            _ => false,
+        });
     }
 }

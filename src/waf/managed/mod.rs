@@ -204,6 +204,11 @@ pub struct Found {
     pub input: &'static str,
 }
 
+/// The names of all rules that there are.
+pub fn ids() -> impl Iterator<Item = &'static str> {
+    all().map(|signature| signature.id)
+}
+
 impl Managed {
     /// The rules up to `sensitivity`, without those in `except`.
     pub fn new(sensitivity: Sensitivity, except: &[&str], log_only: bool) -> Result<Self, String> {
