@@ -1,6 +1,7 @@
 //! `GET /events`: what the page and `portolan top` show, as it happens (Server-Sent Events).
 //!
-//! Once at the beginning `curve`, the last five minutes; then `now` every second, and `requests` for those who ask for them.
+//! Once at the beginning `curve`, the last five minutes, and then `now` every second; or, for those who ask for them, `requests`
+//! and nothing else.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -49,7 +50,7 @@ const EVENTS: usize = 40;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Asked {
-    /// Requests, too.
+    /// Requests, in place of all else.
     tail: bool,
     /// The route whose steering colours the map; by default the busiest.
     map: Option<String>,
@@ -163,7 +164,8 @@ impl Asked {
             ip: given(ip).map(|ip| ip.parse::<IpAddr>().map_err(|_| format!("`{ip}` is no address"))).transpose()?,
             why: check(why, &|text| text == "any" || Why::all().any(|why| why.label() == text), "reason")?,
         };
-        Ok((tail, check(map, &is_route, "route")?, wanted))
+        // A route that is gone is shown no longer.
+        Ok((tail, given(map).filter(|name| is_route(name)), wanted))
     }
 }
 
@@ -176,8 +178,10 @@ impl Listener {
     async fn run(mut self) {
         let state = self.state.clone();
         let told = async {
-            self.tell(event("curve", &self.state.traffic.points())).await?;
-            self.tell(event("now", &self.now())).await?;
+            if self.watching.is_none() {
+                self.tell(event("curve", &self.state.traffic.points())).await?;
+                self.tell(event("now", &self.now())).await?;
+            }
             loop {
                 let event = self.next().await?;
                 self.tell(event).await?;
@@ -210,7 +214,7 @@ impl Listener {
         };
         tokio::select! {
             () = self.tell.closed() => None,
-            changed = self.pulse.changed() => {
+            changed = self.pulse.changed(), if self.watching.is_none() => {
                 changed.ok()?;
                 Some(event("now", &self.now()))
             }

@@ -24,6 +24,7 @@ pub async fn part(Path(name): Path<String>) -> Response {
     match name.as_str() {
         "main.js" => file(SCRIPT, include_str!("page/main.js")),
         "dom.js" => file(SCRIPT, include_str!("page/dom.js")),
+        "stream.js" => file(SCRIPT, include_str!("page/stream.js")),
         "map.js" => file(SCRIPT, include_str!("page/map.js")),
         "charts.js" => file(SCRIPT, include_str!("page/charts.js")),
         "tables.js" => file(SCRIPT, include_str!("page/tables.js")),

@@ -115,6 +115,11 @@ impl Head {
         if target.is_empty() || target.iter().any(odd) || std::str::from_utf8(target).is_err() {
             return malformed("the target has bytes that no target may have");
         }
+        // Rare, and read by the engine as it reads them: what it would refuse is refused here, where it is told of.
+        let strange = |b: &u8| matches!(b, b'"' | b'<' | b'>' | b'`' | b'\\' | b'^' | b'{' | b'|' | b'}' | 0x80..);
+        if target.iter().any(strange) && http::Uri::try_from(target).is_err() {
+            return malformed("the target has characters that have to be encoded");
+        }
         self.http_1_0 = match version {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,

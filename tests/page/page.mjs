@@ -2,6 +2,7 @@
 // configuration, and a folder for pictures. Ends with 0, or says what went wrong.
 
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { chromium } from 'playwright-core';
@@ -11,7 +12,7 @@ const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.
 const said = [];
 
 const quiet = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
-const browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: quiet });
+const browser = await chromium.launch({ executablePath: execFileSync('which', ['chromium'], { encoding: 'utf8' }).trim(), args: quiet });
 
 async function open(options) {
   const page = await (await browser.newContext(options)).newPage();
@@ -27,6 +28,8 @@ async function open(options) {
 
 async function accessible(page, when) {
   await page.evaluate(axe);
+  // Rows that come and go while they are looked at are told of as gone.
+  await page.evaluate(() => window.scrollTo(0, 0));
   const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ['violations'] }));
   const told = violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map((node) => node.target.join(' ')).slice(0, 5).join(', ')}`);
   assert.deepEqual(told, [], `accessibility, ${when}`);
@@ -123,7 +126,23 @@ await light.waitForFunction(() => {
   const rows = [...document.querySelectorAll('#tail tbody tr')];
   return rows.length > 3 && rows.every((row) => row.children[1].textContent.endsWith('US'));
 });
+// An address that is half typed is refused: the list says so, and nothing else stops.
+await light.fill('#filter [name=ip]', '81.2');
+await light.waitForFunction(() => document.querySelector('#tail-trouble').textContent.includes('`81.2` is no address'));
+said.splice(0, said.length, ...said.filter((line) => !line.includes(' 400 ')));
+const before = await light.textContent('#about');
+await light.waitForFunction((old) => document.querySelector('#about').textContent !== old, before);
+assert.equal(await light.isHidden('#lost'), true);
+await light.fill('#filter [name=ip]', '');
+await light.waitForFunction(() => !document.querySelector('#tail-trouble').textContent);
+await light.waitForSelector('#tail tbody tr');
+// Paused it stays as it is; a beat of the figures is time enough for rows to come.
 await light.click('#pause');
+const rows = await light.textContent('#tail tbody');
+const pausedAt = await light.textContent('#about');
+await light.waitForFunction((old) => document.querySelector('#about').textContent !== old, pausedAt);
+assert.equal(await light.textContent('#tail tbody'), rows);
+assert.match(await light.textContent('#tail-note'), /paused/);
 await light.click('#tail tbody tr:first-child .link');
 await light.waitForFunction(() => document.querySelector('.journey')?.textContent.includes('US'));
 
@@ -135,6 +154,24 @@ assert.match(await light.textContent('#reload'), /was refused.*demo\.yaml:\d+:\d
 await accessible(light, 'banner');
 await writeFile(config, good);
 await light.waitForSelector('#reload', { state: 'hidden' });
+
+// A second route, with as long a name as there can be: the map shows either, and everything fits the narrowest phone.
+const long = 'r'.repeat(64);
+await fetch(`${admin}/regions/sa_east/restore`, { method: 'POST' });
+await writeFile(config, good.replace('routes:\n', `routes:\n  - { name: ${long}, hosts: [long.example], steering: { default: sa_east } }\n`));
+await light.waitForSelector(`#map-route option:text("${long}")`, { state: 'attached' });
+await light.selectOption('#map-route', long);
+await serves(light, 'GB', 'sa_east');
+assert.match(await light.textContent('#served-by'), new RegExp(long));
+await light.setViewportSize({ width: 320, height: 700 });
+assert.ok((await light.evaluate(() => document.documentElement.scrollWidth)) <= 320, 'nothing is wider than the narrowest phone');
+// The map for those who do not see it.
+await light.click('#everybody summary');
+await light.waitForFunction(() => [...document.querySelectorAll('#everybody tbody tr')].some((row) => row.textContent.includes('United Kingdom (GB)sa_east')));
+await accessible(light, 'narrow');
+await writeFile(config, good);
+await serves(light, 'GB', 'eu_west');
+await light.setViewportSize({ width: 1280, height: 900 });
 
 // With the keyboard alone: the first stop leads past the header.
 await light.reload();

@@ -1,10 +1,11 @@
 // Does the page stay smooth? `node smooth.mjs ADMIN [SECONDS]`, before a process that is under load: tells how many frames
 // there were, and the longest pauses between two.
 
+import { execFileSync } from 'node:child_process';
 import { chromium } from 'playwright-core';
 
 const [admin, seconds = '20'] = process.argv.slice(2);
-const browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking'] });
+const browser = await chromium.launch({ executablePath: execFileSync('which', ['chromium'], { encoding: 'utf8' }).trim(), args: ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking'] });
 const page = await (await browser.newContext({ viewport: { width: 1280, height: 900 } })).newPage();
 await page.goto(admin);
 await page.waitForSelector('body[data-live]');

@@ -45,7 +45,8 @@ export function keyed(parent, rows, key, create, update) {
 export function rate(perSecond) {
   if (!perSecond) return '0';
   if (perSecond >= 9950) return `${(perSecond / 1000).toFixed(1)} k`;
-  return perSecond >= 10 ? perSecond.toFixed(0) : perSecond.toFixed(1);
+  if (perSecond < 0.05) return '< 0.1';
+  return perSecond >= 9.95 ? perSecond.toFixed(0) : perSecond.toFixed(1);
 }
 
 export function percent(ratio, digits = 1) {
@@ -55,9 +56,12 @@ export function percent(ratio, digits = 1) {
 
 export function ms(value) {
   if (value == null) return '–';
-  if (value >= 1000) return `${(value / 1000).toFixed(1)} s`;
+  if (value >= 999.5) return `${(value / 1000).toFixed(1)} s`;
   return value >= 10 ? `${value.toFixed(0)} ms` : `${value.toFixed(1)} ms`;
 }
+
+/** A key that no name can have. */
+export const NOTHING = ' ';
 
 export function count(value) {
   return value.toLocaleString('en');
@@ -83,8 +87,11 @@ export function span(seconds) {
   return `${Math.floor(seconds / length)} ${unit}${rest ? ` ${rest} ${nextUnit}` : ''}`;
 }
 
+/** The time of day, with the day where that is not today. */
 export function clock(unixMs) {
-  return new Date(unixMs).toLocaleTimeString('en-GB');
+  const at = new Date(unixMs);
+  const time = at.toLocaleTimeString('en-GB');
+  return at.toDateString() === new Date().toDateString() ? time : `${at.toLocaleDateString('en-GB', { day: 'numeric', month: 'short' })} ${time}`;
 }
 
 const names = new Intl.DisplayNames(['en'], { type: 'region' });
@@ -99,7 +106,7 @@ export function countryName(code) {
 }
 
 /** Colours of regions, by their place in the configuration. */
-export const COLOURS = 10;
+export const COLOURS = 16;
 
 export const colourOf = (regions, name) => {
   const at = regions.findIndex((region) => region.name === name);

@@ -1,6 +1,6 @@
 // What would happen to a request, step by step.
 
-import { $, h, keyed, percent } from './dom.js';
+import { $, h, keyed, percent, say } from './dom.js';
 import { post } from './orders.js';
 
 export function build() {
@@ -27,22 +27,30 @@ export function askAbout({ client, method, host, path }) {
   form.ip.value = client;
   form.method.value = method;
   form.url.value = host ? `http://${host}${path}` : path;
+  form.headers.value = '';
+  $('#explain-title').focus();
   $('#explain').scrollIntoView();
   explain();
 }
 
+let turn = 0;
+
 async function explain() {
+  // Answers may overtake each other.
+  const mine = (turn += 1);
   const form = new FormData($('#explain-form'));
   const lines = form.get('headers').split('\n').map((line) => line.trim()).filter(Boolean);
   const headers = lines.map((line) => {
     const colon = line.indexOf(':');
     return colon < 0 ? [line, ''] : [line.slice(0, colon).trim(), line.slice(colon + 1).trim()];
   });
-  const question = { ip: form.get('ip').trim(), method: form.get('method').trim() || 'GET', url: form.get('url').trim(), headers, down: form.getAll('down') };
+  const question = { ip: form.get('ip').trim(), method: form.get('method').trim().toUpperCase() || 'GET', url: form.get('url').trim(), headers, down: form.getAll('down') };
   const place = $('#explained');
   try {
     const answer = await post('/explain', question);
     const text = await answer.text();
+    if (mine !== turn) return;
+    say($('#explained-answer'), answer.ok ? JSON.parse(text).answer.text : readable(text));
     if (answer.ok) place.replaceChildren(journey(JSON.parse(text)));
     else place.replaceChildren(h('p', { class: 'bad' }, readable(text)));
   } catch (error) {
@@ -54,7 +62,8 @@ function readable(text) {
   try {
     return JSON.parse(text).error ?? text;
   } catch {
-    return text;
+    // What axum says of a body that it cannot read.
+    return text.replace(/^Failed to deserialize the JSON body into the target type: /, '');
   }
 }
 
@@ -104,7 +113,7 @@ function journey(e) {
   }
   if (e.attempts.length) steps.push(step('Attempts', `${e.attempts.length}`, h('ol', {}, e.attempts.map(({ region, upstream, outcome }) => h('li', {}, `${region} `, h('code', {}, upstream), `: ${outcome}`)))));
   const { answer } = e;
-  steps.push(step('Answer', answer.text, answer.status && `status ${answer.status}`));
+  steps.push(step('Answer', answer.text, answer.status && !answer.text.startsWith(String(answer.status)) && `status ${answer.status}`));
   steps.at(-1).classList.add('answer');
   return h('ol', { class: 'journey' }, steps);
 }

@@ -27,7 +27,13 @@ function rhumbs() {
 }
 
 export async function build() {
-  const world = await (await fetch('/page/world.json')).json();
+  let world;
+  try {
+    world = await (await fetch('/page/world.json')).json();
+  } catch {
+    setTimeout(build, 5000);
+    return;
+  }
   const land = s('g', { class: 'land' });
   // Small countries lie on neighbours that have no hole for them.
   const sorted = Object.entries(world.countries).sort((a, b) => b[1].length - a[1].length);
@@ -51,7 +57,10 @@ export async function build() {
     }
   }
   svg.addEventListener('pointermove', (event) => show(event, tip));
-  svg.addEventListener('pointerleave', () => (tip.hidden = true));
+  svg.addEventListener('click', (event) => show(event, tip));
+  // A finger that is lifted has not gone elsewhere.
+  svg.addEventListener('pointerleave', (event) => (tip.hidden = event.pointerType === 'mouse' || tip.hidden));
+  $('#everybody').addEventListener('toggle', () => latest && everybody(latest));
   if (latest) update(latest);
 }
 
@@ -64,8 +73,9 @@ function show(event, tip) {
   const home = seen.home ? `, in place of ${seen.home}` : '';
   say(tip, `${countryName(code)}: ${seen.region ?? 'nobody'}${home}, ${traffic}`);
   const box = $('#map').getBoundingClientRect();
-  tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - 220)}px`;
-  tip.style.top = `${event.clientY - box.top + 12}px`;
+  const below = event.clientY - box.top + 12;
+  tip.style.left = `${Math.max(0, Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth))}px`;
+  tip.style.top = `${below + tip.offsetHeight > box.height ? below - tip.offsetHeight - 24 : below}px`;
 }
 
 /** From light to full by the logarithm of the rate. */
@@ -95,6 +105,26 @@ export function update(now) {
   spots(now);
   arcs(now);
   legend(now, served);
+  everybody(now);
+}
+
+/** The map for those who cannot see it, or cannot tell its colours apart. */
+function everybody(now) {
+  const list = $('#everybody');
+  if (!list.open) return;
+  const rows = Object.entries(now.countries).map(([code, seen]) => ({ code, name: countryName(code), ...seen }));
+  rows.sort((a, b) => a.name.localeCompare(b.name));
+  keyed(
+    list.querySelector('tbody'),
+    rows,
+    ({ code }) => code,
+    () => h('tr', {}, h('th', { scope: 'row' }), h('td', {}), h('td', { class: 'n' })),
+    (row, { code, name, region, home, traffic }) => {
+      say(row.children[0], `${name} (${code})`);
+      say(row.children[1], `${region ?? 'nobody'}${home ? ` in place of ${home}` : ''}`);
+      say(row.children[2], rate(traffic?.per_second));
+    },
+  );
 }
 
 export const stateOf = (region) => {
@@ -103,16 +133,29 @@ export const stateOf = (region) => {
   return region.usable < 1 ? 'degraded' : 'healthy';
 };
 
+/** Regions that take no new requests get a cross: colour alone tells nobody. */
+const OUT = ['unhealthy', 'evacuated', 'drained'];
+const LETTERS = 18;
+
 function spots(now) {
+  const placed = [];
   keyed(
     layers.spots,
     now.regions.filter((region) => region.spot),
     (region) => region.name,
-    (region) => s('g', {}, s('circle', { r: 8 }), s('circle', { r: 4.5, class: 'core' }), s('text', { y: -12 }, region.name)),
+    (region) => s('g', {}, s('title', {}, region.name), s('circle', { r: 8 }), s('circle', { r: 4.5, class: 'core' }), s('path', { d: 'M-3 -3L3 3M3 -3L-3 3', class: 'cross' }), s('text', {})),
     (group, region) => {
       const [x, y] = at(region.spot);
       set(group, 'transform', `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
-      set(group, 'class', `${colourOf(now.regions, region.name)} ${stateOf(region)}`);
+      const state = stateOf(region);
+      set(group, 'class', `${colourOf(now.regions, region.name)} ${OUT.includes(state) ? 'out' : state}`);
+      const name = region.name.length > LETTERS ? `${region.name.slice(0, LETTERS - 1)}…` : region.name;
+      say(group.lastChild, OUT.includes(state) ? `${name}: ${state}` : name);
+      // One above the other, where names would meet.
+      const meets = (dy) => placed.some(([px, py]) => Math.abs(px - x) < 75 && Math.abs(py - (y + dy)) < 13);
+      const dy = [-12, 22, -25, 35].find((dy) => !meets(dy)) ?? -12;
+      placed.push([x, y + dy]);
+      set(group.lastChild, 'y', dy);
       // Names stay on the map.
       set(group.lastChild, 'text-anchor', x < 90 ? 'start' : x > WIDTH - 90 ? 'end' : 'middle');
     },

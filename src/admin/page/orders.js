@@ -31,7 +31,8 @@ export function ask(action, region) {
 
 async function carryOut(event) {
   event.preventDefault();
-  const { action, region } = asked;
+  const order = asked;
+  const { action, region } = order;
   const form = $('#order-form').elements;
   const body = { reason: form.reason.value };
   if (action === 'evacuate') Object.assign(body, { for: form.for.value, ramp: form.ramp.value, force: form.force.checked });
@@ -39,8 +40,12 @@ async function carryOut(event) {
   try {
     const answer = await post(`/regions/${encodeURIComponent(region)}/${action}`, body);
     const said = await answer.json().catch(() => ({ error: `status ${answer.status}` }));
-    if (answer.ok) $('#order').close();
-    else {
+    // Meanwhile somebody may be asked about another region.
+    if (order !== asked) return;
+    if (answer.ok) {
+      say($('#order-note'), said.survives_restart === false ? `Without \`state_dir\` a restart forgets the order for ${region}.` : '');
+      $('#order').close();
+    } else {
       say($('#order-error'), said.error);
       // It would leave somebody without a region: that has to be said twice.
       if (answer.status === 409) $('#order-force').hidden = false;

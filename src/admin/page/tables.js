@@ -1,6 +1,6 @@
 // Figures, tables, and what happened.
 
-import { $, bytes, clock, colourOf, count, countryName, h, keyed, ms, percent, rate, say, span } from './dom.js';
+import { $, NOTHING, bytes, clock, colourOf, count, countryName, h, keyed, ms, percent, rate, say, span } from './dom.js';
 import { stateOf } from './map.js';
 import { ask } from './orders.js';
 
@@ -35,12 +35,14 @@ export function figures(now) {
 export function reload({ config }) {
   const banner = $('#reload');
   banner.hidden = config.last_reload_successful;
-  if (config.last_reload_successful || banner.dataset.of === config.last_reload) return;
-  banner.dataset.of = config.last_reload;
+  // Two may be refused within one second.
+  const of = JSON.stringify([config.last_reload, config.problems]);
+  if (config.last_reload_successful || banner.dataset.of === of) return;
+  banner.dataset.of = of;
   const problem = ({ file, line, column, message, hint }) =>
     h('li', {}, file && h('code', {}, `${file}:${line}:${column}`), ' ', message, hint && h('span', { class: 'quiet' }, ` (${hint})`));
   banner.replaceChildren(
-    h('p', {}, h('b', {}, `The configuration read at ${config.last_reload} was refused.`), ` The last good one, number ${config.generation}, goes on.`),
+    h('p', {}, h('b', {}, `The configuration read at ${clock(Date.parse(config.last_reload))} was refused.`), ` The last good one, number ${config.generation}, goes on.`),
     h('ul', {}, config.problems.map(problem)),
   );
 }
@@ -71,24 +73,24 @@ export function regions(now) {
         'tr',
         {},
         h('th', { scope: 'row' }, h('span', { class: 'swatch' }), name),
-        h('td', {}, h('span', { class: 'state' }), h('div', { class: 'quiet small' })),
-        ...['n', 'n', 'n', 'n', 'why'].map((kind) => h('td', { class: kind })),
         h('td', {}, h('button', { type: 'button' }, 'Evacuate')),
+        h('td', {}, h('span', { class: 'state' }), h('div', { class: 'quiet small why' })),
+        ...['n', 'n', 'n', 'n', 'why'].map((kind) => h('td', { class: kind })),
       ),
     (row, region) => {
       row.className = colourOf(now.regions, region.name);
       const state = stateOf(region);
       row.dataset.state = state;
-      const [word, note] = row.children[1].children;
+      const [word, note] = row.children[2].children;
       word.className = `state ${state}`;
       say(word, state);
       const { order } = region;
       const until = order?.until ? `until ${clock(order.until)}, ` : '';
       say(note, order ? `${until}keeps ${percent(region.granted, 0)}${order.reason ? `: ${order.reason}` : ''}` : '');
       const minute = region.traffic['1m'];
-      cells(row, null, null, rate(minute.per_second), percent(minute.error_ratio), ms(minute.p95_ms), `${count(region.in_flight)}${region.waiting ? ` + ${region.waiting}` : ''}`);
-      upstreams(row.children[6], region);
-      const button = row.children[7].firstChild;
+      cells(row, null, null, null, rate(minute.per_second), percent(minute.error_ratio), ms(minute.p95_ms), `${count(region.in_flight)}${region.waiting ? ` + ${region.waiting}` : ''}`);
+      upstreams(row.children[7], region);
+      const button = row.children[1].firstChild;
       say(button, order ? 'Restore' : 'Evacuate');
       button.setAttribute('aria-label', `${order ? 'Restore' : 'Evacuate'} ${region.name}`);
       button.onclick = () => ask(order ? 'restore' : 'evacuate', region.name);
@@ -99,19 +101,20 @@ export function regions(now) {
 /** A table of plain cells; `shown` are the texts of a row. */
 function plain(selector, rows, key, kinds, shown, nothing) {
   const body = $(`${selector} tbody`);
-  const nobody = rows.length ? [] : [{ nobody: true }];
+  const nobody = rows.length ? [] : [null];
   keyed(
     body,
     [...rows, ...nobody],
-    (row) => (row.nobody ? '-' : key(row)),
-    (row) => h('tr', {}, row.nobody ? h('td', { colspan: kinds.length, class: 'quiet' }, nothing) : kinds.map((kind, at) => h(at ? 'td' : 'th', { class: kind, scope: at ? null : 'row' }))),
-    (element, row) => row.nobody || cells(element, ...shown(row)),
+    (row) => (row ? key(row) : NOTHING),
+    (row) => h('tr', {}, row ? kinds.map((kind, at) => h(at ? 'td' : 'th', { class: kind, scope: at ? null : 'row' })) : h('td', { colspan: kinds.length, class: 'quiet' }, nothing)),
+    (element, row) => row && cells(element, ...shown(row)),
   );
 }
 
 export function traffic(now) {
   const busy = now.routes.filter(({ traffic: t }) => t['5m'].requests).slice(0, 10);
   plain('#route-table', busy, ({ name }) => name, ['', 'n', 'n', 'n'], ({ name, traffic: { '1m': m } }) => [name, rate(m.per_second), percent(m.error_ratio), ms(m.p95_ms)], 'no requests yet');
+  say($('#served-by'), now.route_names.length > 1 ? `Served by, for ${now.map_route}` : 'Served by');
   const countries = Object.entries(now.countries).filter(([, seen]) => seen.traffic);
   countries.sort((a, b) => b[1].traffic.per_second - a[1].traffic.per_second);
   plain('#country-table', countries.slice(0, 10), ([code]) => code, ['', 'name', 'n', 'n'], ([code, { region, traffic: t }]) => [`${countryName(code)} (${code})`, region ?? 'nobody', rate(t.per_second), ms(t.p95_ms)], 'no requests yet');
@@ -141,7 +144,7 @@ function cache(now) {
 }
 
 const WORDS = {
-  failover: (e) => `${count(e.requests)} requests went to ${e.to}: ${e.because}`,
+  failover: (e) => `${count(e.requests)} ${e.requests === 1 ? 'request' : 'requests'} went to ${e.to}: ${e.because}`,
   unhealthy: (e) => `is unhealthy: ${e.because}`,
   healthy: (e) => `is healthy again: ${e.because}`,
   evacuated: (e) => `is evacuated${e.until ? ` until ${clock(e.until)}` : ''}${e.because ? `: ${e.because}` : ''}`,
