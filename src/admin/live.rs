@@ -164,8 +164,7 @@ impl Asked {
             ip: given(ip).map(|ip| ip.parse::<IpAddr>().map_err(|_| format!("`{ip}` is no address"))).transpose()?,
             why: check(why, &|text| text == "any" || Why::all().any(|why| why.label() == text), "reason")?,
         };
-        // A route that is gone is shown no longer.
-        Ok((tail, given(map).filter(|name| is_route(name)), wanted))
+        Ok((tail, given(map), wanted))
     }
 }
 
@@ -239,8 +238,9 @@ fn now(state: &State, map: Option<&str>, moment: Moment) -> Now {
     routes.sort_by_key(|route| std::cmp::Reverse(route.traffic.minute.requests));
     let route_names: Vec<_> = routes.iter().map(|route| route.name.clone()).collect();
     routes.truncate(MOST);
-    let wanted = map.or(route_names.first().map(String::as_str));
-    let route = snapshot.routes.iter().find(|route| Some(&*route.name) == wanted);
+    // A route that is gone, in a reload since, is shown no longer.
+    let named = |name: &str| snapshot.routes.iter().find(|route| *route.name == *name);
+    let route = map.and_then(named).or_else(|| named(route_names.first()?));
     let served = route.map(|route| coverage(snapshot, route, moment)).unwrap_or_default();
     let regions = RegionStatus::all(state, snapshot, moment).into_iter().enumerate();
     let regions = regions.map(|(nth, status)| {

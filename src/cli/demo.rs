@@ -191,7 +191,7 @@ fn welcome(listeners: &[SocketAddr], admin: SocketAddr) {
     print(&format!("\n{bold}Portolan{off} is serving http://{data}/, before five regions on this machine.\n"));
     print(&steps.join("\n"));
     print(&format!(
-        "  {dim}Status page{off} http://{admin}/   {dim}Metrics{off} http://{admin}/metrics   {dim}Stop with{off} Ctrl-C\n"
+        "  {dim}The page{off} http://{admin}/   {dim}Metrics{off} http://{admin}/metrics   {dim}Stop with{off} Ctrl-C\n"
     ));
 }
 

@@ -300,6 +300,40 @@ async fn a_taken_port_is_told_before_anything_starts() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot listen on 127.0.0.1:"));
 }
 
+/// A terminal of its own for a command, and what was typed into it.
+fn in_a_terminal(command: &str, typed: &str) -> Output {
+    let mut script =
+        Command::new("script").args(["-qec", command, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = script.stdin.take().unwrap();
+    let (typed, mut shown) = (typed.to_owned(), script.stdout.take().unwrap());
+    // It is typed once something is shown that tells of a region.
+    let mut seen = Vec::new();
+    let mut chunk = [0; 4096];
+    while !String::from_utf8_lossy(&seen).contains("healthy") {
+        let read = std::io::Read::read(&mut shown, &mut chunk).unwrap();
+        assert!(read > 0, "it ended: {}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&chunk[..read]);
+    }
+    std::io::Write::write_all(&mut stdin, typed.as_bytes()).unwrap();
+    std::io::Read::read_to_end(&mut shown, &mut seen).unwrap();
+    let status = script.wait().unwrap();
+    Output { status, stdout: seen, stderr: Vec::new() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_needs_a_terminal_and_leaves_it_as_it_was() {
+    let origin = Origin::always(ok("x")).await;
+    let program = Program::run(&to(&origin.url())).await;
+    let piped = program.command(&["top"], None);
+    assert_eq!(piped.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&piped.stderr).contains("needs a terminal"));
+    let command = format!("stty cols 140 rows 40; {} top --admin http://{}", env!("CARGO_BIN_EXE_portolan"), program.admin);
+    let shown = tokio::task::spawn_blocking(move || in_a_terminal(&command, "q")).await.unwrap();
+    assert!(shown.status.success());
+    // The alternate screen is left (DECRST 1049).
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("\u{1b}[?1049l"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_shows_a_region_that_fails_and_comes_back() {
     let [us, eu] = [refused(), refused()];

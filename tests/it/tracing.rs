@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use crate::harness::*;
+use crate::process::Program;
 
 /// A collector that remembers; the first answers are those of its script.
 #[derive(Default)]
@@ -174,6 +175,30 @@ async fn without_tracing_the_header_passes_as_it_came() {
     edge.get("/", &[]).await;
     let told = a.received();
     assert_eq!((told[0].one("traceparent"), told[1].one("traceparent")), (Some(GIVEN), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_spans_are_taken_before_the_process_ends() {
+    let (collector, endpoint) = Collector::start(&[]).await;
+    let a = Origin::always(ok("a")).await;
+    let mut program = Program::run(&yaml(&format!("endpoint: \"{endpoint}\", sample: 1"), &a.url(), &a.url())).await;
+    send(program.address, "GET", "/", &[], b"").await;
+    program.signal("TERM");
+    assert!(program.ended().await.success());
+    assert_eq!(collector.spans.lock().len(), 4, "a request, its rules, the cache, an attempt");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_stays_away_costs_spans_and_nothing_else() {
+    let a = Origin::always(ok("a")).await;
+    let edge = Portolan::start(&yaml(&format!("endpoint: \"http://{}\", sample: 1", refused()), &a.url(), &a.url())).await;
+    assert_eq!(edge.get("/", &[]).await.text(), "a");
+    let failed = async {
+        while edge.metric("portolan_trace_spans_total{result=\"failed\"}").await < 4.0 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, failed).await.expect("they were never given up");
 }
 
 /// A collector of others: rotel, which PyPI has.
