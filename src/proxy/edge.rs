@@ -510,7 +510,7 @@ impl ProxyHttp for Edge {
             route: decision.route.map(|m| m.route),
             matched: decision.route.map(|m| m.host),
             refusal: ctx.refusal.or(ctx.stopped).or(fault),
-            aborted: error.is_some_and(|error| *error.esource() == ErrorSource::Downstream),
+            aborted: error.is_some_and(|error| *error.esource() == ErrorSource::Downstream) || cut_short(session),
             trace: ctx.trace.as_deref().or(late.as_ref()),
             matches: &decision.matches,
             limits: &decision.limits.seen,
@@ -532,6 +532,15 @@ impl ProxyHttp for Edge {
     fn suppress_error_log(&self, _session: &Session, ctx: &Context, _error: &Error) -> bool {
         ctx.refusal != Some(Refusal::Internal)
     }
+}
+
+/// Did the client get less than it was promised? While a response is being stored the engine does not mind that its client
+/// has left, and says nothing of it.
+fn cut_short(session: &Session) -> bool {
+    let length = |response: &ResponseHeader| response.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+    let promised: Option<usize> = session.response_written().filter(|r| !matches!(r.status.as_u16(), 204 | 304)).and_then(length);
+    let body = session.req_header().method != http::Method::HEAD;
+    body && promised.is_some_and(|promised| session.as_downstream().body_bytes_sent() < promised)
 }
 
 /// Who an upstream is told that the client is: the one that decisions were made for.

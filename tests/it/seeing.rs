@@ -221,6 +221,35 @@ async fn lines_as_json_with_reasons() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_is_no_success_even_while_its_response_is_stored() {
+    // More than the system would keep for a client that reads nothing.
+    let body = "x".repeat(7 << 20);
+    let head = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: {}\r\n\r\n", body.len());
+    let a = Origin::always(Act::Send(format!("{head}{body}").into_bytes())).await;
+    let yaml = format!(
+        "regions: {{ a: {{ upstreams: [\"{}\"] }} }}\nroutes: [{{ name: all, cache: {{ enabled: true }} }}]\naccess_log: {{ path: access.log }}\n",
+        a.url()
+    );
+    let edge = Portolan::start(&yaml).await;
+    let client = tokio::net::TcpSocket::new_v4().unwrap();
+    client.set_recv_buffer_size(4_096).unwrap();
+    let mut client = client.connect(edge.address).await.unwrap();
+    client.write_all(b"GET /big HTTP/1.1\r\nHost: shop.example\r\n\r\n").await.unwrap();
+    client.read_exact(&mut [0; 1_000]).await.unwrap();
+    drop(client);
+    let counted = async {
+        while edge.metric("portolan_requests_unsuccessful_total{why=\"client_aborted\"}").await < 1.0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("nobody noticed");
+    assert!(edge.get("/big", &[HOST]).await.complete);
+    let told: Vec<serde_json::Value> = lines(&edge, "access.log").iter().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!((&told[0]["why"], &told[0]["status"]), (&"client_aborted".into(), &200.into()), "{}", told[0]);
+    assert_eq!((told[1].get("why"), &told[1]["cache"]), (None, &"hit".into()), "{}", told[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lines_as_text() {
     let a = Origin::always(ok("abc")).await;
     let log = |format: &str| format!("access_log: {{ path: access.log, format: '{format}', query: keep }}\n");
