@@ -283,6 +283,10 @@ impl Disk {
         for (_, slot, bytes) in found {
             if !self.index.contains_key(&slot) {
                 self.admit(slot, Entry { bytes, writing: false });
+                // It may have been deleted since it was found; who deletes it from here on takes it out of the index, too.
+                if !place(&self.path, slot).exists() {
+                    self.index.remove(&slot);
+                }
             }
         }
         self.known.store(true, Ordering::Release);
