@@ -142,7 +142,13 @@ async fn a_request_its_rules_the_cache_and_each_attempt_have_a_span() {
     assert_eq!(told.one("tracestate"), Some("vendor=1"));
     assert!(collector.services.lock()[0].contains("edge"));
     assert!(collector.authorization.lock().as_ref().unwrap().starts_with("Bearer /"));
-    assert_eq!(edge.metric("portolan_trace_spans_total{result=\"exported\"}").await, 5.0);
+    // It is counted once the collector's answer is there.
+    let counted = async {
+        while edge.metric("portolan_trace_spans_total{result=\"exported\"}").await < 5.0 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("they were never counted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
