@@ -15,6 +15,7 @@ pub struct Tracing {
     pub endpoint: String,
     /// Sent with every batch, for collectors that ask who sends.
     #[serde(default)]
+    #[schemars(extend("propertyNames" = { "format": "header-name" }))]
     pub headers: IndexMap<HeaderName, Secret>,
     /// Which part of requests is traced, from 0 to 1. Those that end in 500 or more always are.
     #[serde(default = "default_sample")]
