@@ -221,6 +221,12 @@ impl State {
         kept.map(|()| heard)
     }
 
+    /// Forgets what metrics and traffic know of what `live` does not have.
+    pub fn sweep(&self, live: &Live) {
+        self.traffic.tidy();
+        self.metrics.sweep(live);
+    }
+
     /// Remembers a request that is over.
     pub fn record(&self, done: &RequestDone<'_>, now: Moment) {
         self.metrics.record(done);

@@ -16,6 +16,11 @@ pub fn number(value: &Value, pointer: &str) -> Option<f64> {
     value.pointer(pointer).and_then(Value::as_f64)
 }
 
+/// A list of `value`; an empty one where there is none.
+pub fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
+    value.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
 /// So many a second.
 pub fn rate(per_second: f64) -> String {
     match per_second {

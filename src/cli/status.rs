@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::AdminArgs;
-use super::figures::{self, bytes, ms, number, percent, rate, span, text};
+use super::figures::{self, bytes, list, ms, number, percent, rate, span, text};
 use super::top::state;
 use super::{Exit, print};
 use crate::kept::rfc3339;
@@ -80,10 +80,6 @@ impl StatusCommand {
         }
         Ok(Exit::Done)
     }
-}
-
-fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
-    value.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
 /// A region's figures of the last minute.

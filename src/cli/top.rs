@@ -14,7 +14,7 @@ use ratatui::{DefaultTerminal, Frame};
 use serde_json::Value;
 
 use super::client::AdminArgs;
-use super::figures::{bytes, ms, number, percent, rate, span, text};
+use super::figures::{bytes, list, ms, number, percent, rate, span, text};
 use super::{Exit, UserError};
 
 /// After a connection was lost.
@@ -307,10 +307,6 @@ pub(super) fn state(region: &Value) -> String {
         None if number(region, "/usable").is_some_and(|usable| usable < 1.0) => "degraded".to_owned(),
         None => "healthy".to_owned(),
     }
-}
-
-fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
-    value.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
 fn table<'a>(

@@ -66,6 +66,18 @@ pub enum Addresses {
     Truncate,
 }
 
+/// What begins a place that is no file but a system log.
+pub const SYSLOG: &str = "syslog:";
+
+impl AccessLog {
+    /// What stands behind `syslog:` can be no place: neither a socket's path nor host and port.
+    pub fn is_misplaced(&self) -> bool {
+        let Some(place) = self.path.to_str().and_then(|text| text.strip_prefix(SYSLOG)) else { return false };
+        let port = place.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+        !place.starts_with('/') && port.is_none()
+    }
+}
+
 fn default_path() -> PathBuf {
     "stdout".into()
 }

@@ -14,7 +14,7 @@ use super::access_log::address;
 use super::why::Why;
 use crate::config::Tracing;
 use crate::request::{Moment, mix};
-use crate::upstream::{Outcome, Try, plan};
+use crate::upstream::{Try, plan};
 
 /// The request belongs to this trace, and this is its place in it.
 pub const TRACEPARENT: &str = "traceparent";
@@ -94,6 +94,11 @@ impl Trace {
             None => ((id as u64) >> 11) as f64 / (1u64 << 53) as f64 <= settings.sample.0 && settings.sample.0 > 0.0,
         };
         Self { id, span: mix(chance ^ 0x7370_616e).max(1), parent, link, sampled, decided, missed: None }
+    }
+
+    /// The trace, as everybody writes it.
+    pub fn name(&self) -> String {
+        format!("{:032x}", self.id)
     }
 
     /// The request's own span in the trace, and those of its parts, without storing any.
@@ -218,12 +223,7 @@ fn attempted(mut own: Span, nth: usize, attempt: &Try, done: &RequestDone<'_>) -
     if nth > 0 {
         own.attributes.push(number("http.request.resend_count", nth as i64));
     }
-    let failed = match attempt.outcome {
-        Outcome::Answered(status) => status >= 500,
-        Outcome::Failed(_) | Outcome::Truncated(_) => true,
-        Outcome::Pending | Outcome::Replayed(_) => false,
-    };
-    if failed {
+    if attempt.outcome.is_bad() {
         own.status = Some(Status { message: attempt.outcome.label().to_owned(), code: StatusCode::Error.into() });
         own.attributes.push(text("error.type", attempt.outcome.label()));
     }

@@ -488,7 +488,10 @@ impl ProxyHttp for Edge {
         let late =
             settings.map(|settings| Trace::begin(settings, &request.headers, decision.client.trusted_peer, ctx.chance, now));
         let http_2 = session.as_downstream().is_http2();
-        let fault = stream::fault(session, &ctx.live.snapshot.connections).map(|fault| Refusal::Faulty { fault });
+        // What was answered has its reason already; only where something broke there may be one that nobody was told.
+        let fault =
+            error.and_then(|_| stream::fault(session, &ctx.live.snapshot.connections)).map(|fault| Refusal::Faulty { fault });
+        let left = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream);
         let done = RequestDone {
             live: &ctx.live,
             at: SystemTime::now(),
@@ -510,7 +513,7 @@ impl ProxyHttp for Edge {
             route: decision.route.map(|m| m.route),
             matched: decision.route.map(|m| m.host),
             refusal: ctx.refusal.or(ctx.stopped).or(fault),
-            aborted: error.is_some_and(|error| *error.esource() == ErrorSource::Downstream) || cut_short(session),
+            aborted: left || (ctx.caching.is_some() && cut_short(session)),
             trace: ctx.trace.as_deref().or(late.as_ref()),
             matches: &decision.matches,
             limits: &decision.limits.seen,

@@ -50,7 +50,6 @@ pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Fai
     }
     let log = &mut loaded.config.access_log.path;
     *log = access_log::resolve(log, |p| paths.resolve(p));
-    let misplaced = access_log::misplaced(log);
     let Gathered { resources, inputs, mut problems, mut hasher } = gathered;
     let inputs = [std::mem::take(&mut loaded.inputs), inputs].concat();
     let (snapshot, more) = match compile(&loaded.config, &resources, memory) {
@@ -58,10 +57,6 @@ pub fn build(paths: &Paths, known: &Known, memory: &Memory) -> Result<Build, Fai
         Err(problems) => (None, problems),
     };
     problems.extend(more);
-    if misplaced {
-        let problem = Problem::error(key_path!["access_log", "path"], "this is no place of a system log");
-        problems.push(problem.hint("expected `syslog:/dev/log`, or a server's host and port: `syslog:127.0.0.1:514`"));
-    }
     let problems = loaded.problems(problems);
     match snapshot {
         Some(snapshot) if !problems.iter().any(Problem::is_error) => {
@@ -237,8 +232,7 @@ impl Reloader {
         self.state.metrics.process.configured(build.digest);
         drop(old);
         self.state.memory.tidy();
-        self.state.traffic.tidy();
-        self.state.metrics.sweep(&live);
+        self.state.sweep(&live);
         *self.current.lock() = Current { digest: build.digest, inputs: build.inputs, known: build.known };
         Ok((Reloaded::Swapped, build.warnings))
     }

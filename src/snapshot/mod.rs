@@ -235,6 +235,10 @@ pub fn compile(config: &Config, resources: &Resources, memory: &Memory) -> Resul
     let limits = compiler.limits(limits, cluster.is_some());
     let overload = compiler.overload(overload, limits.prefixes);
     let cache = compiler.cache(cache, &routes);
+    if access_log.is_misplaced() {
+        let problem = Problem::error(key_path!["access_log", "path"], "this is no place of a system log");
+        compiler.problems.push(problem.hint("expected `syslog:/dev/log`, or a server's host and port: `syslog:127.0.0.1:514`"));
+    }
     let tracing = tracing.as_ref().map(|tracing| compiler.tracing(tracing));
 
     if compiler.problems.iter().any(Problem::is_error) {

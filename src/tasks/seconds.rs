@@ -79,8 +79,7 @@ pub fn beat(state: &State, took: Duration) {
     let live = state.live.load();
     state.lately.tick(state, &live, now);
     if over(&state.retired) {
-        state.traffic.tidy();
-        state.metrics.sweep(&live);
+        state.sweep(&live);
     }
     let mut usage = usage();
     {

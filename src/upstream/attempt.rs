@@ -70,6 +70,15 @@ impl Outcome {
         }
     }
 
+    /// Did it fail, as metrics and traces count it? A client that left, or a replay, is no failure of the upstream.
+    pub fn is_bad(self) -> bool {
+        match self {
+            Self::Answered(status) => status >= 500,
+            Self::Failed(_) | Self::Truncated(_) => true,
+            Self::Pending | Self::Replayed(_) => false,
+        }
+    }
+
     /// The status of the response, if there was one.
     pub fn status(self) -> Option<u16> {
         match self {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use rcgen::{CertificateParams, KeyPair};
 use tokio::net::TcpStream;
@@ -13,21 +13,11 @@ use crate::tls::{BOTH, shown_at};
 
 /// An authority, and the names that it believes in: all of them are 127.0.0.1. Dropping it ends both.
 struct Pebble {
-    children: Vec<Child>,
+    children: Vec<Helper>,
     directory: String,
     ca: PathBuf,
     dir: tempfile::TempDir,
     port: u16,
-}
-
-impl Drop for Pebble {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            // It may have ended already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 /// An address that nobody has for now.
@@ -69,7 +59,7 @@ impl Pebble {
         pebble.arg("-config").arg(&file).arg("-dnsserver").arg(dns.to_string()).env("PEBBLE_VA_NOSLEEP", "1");
         for command in [names, pebble].iter_mut() {
             let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-            self.children.push(child.expect("pebble is missing: run `make test-deps`"));
+            self.children.push(Helper(child.expect("pebble is missing: run `make test-deps`")));
         }
         listening(SocketAddr::from(([127, 0, 0, 1], self.port))).await;
     }

@@ -1,6 +1,6 @@
 //! Challenges: a browser passes, programs do not, and nothing that was used, forged or borrowed counts.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use crate::harness::*;
 
@@ -182,7 +182,7 @@ waf:
 
 /// A browser that is told to go there.
 struct Browser {
-    child: Child,
+    _child: Helper,
     _profile: tempfile::TempDir,
 }
 
@@ -198,15 +198,7 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .expect("chromium is needed: `make test-deps` installs it");
-        Self { child, _profile: profile }
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Self { _child: Helper(child), _profile: profile }
     }
 }
 

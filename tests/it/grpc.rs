@@ -1,7 +1,7 @@
 //! gRPC with a client and a server of others (grpcio), and gRPC-Web.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -12,16 +12,8 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/grpc_calls.p
 
 /// A server with every kind of call; dropping it ends it.
 struct Server {
-    child: Child,
+    _child: Helper,
     port: u16,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn python() -> Command {
@@ -37,7 +29,7 @@ fn serve() -> Server {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let port = line.trim().parse().expect("grpcio is missing: run `make test-deps`");
-    Server { child, port }
+    Server { _child: Helper(child), port }
 }
 
 fn yaml(port: u16) -> String {

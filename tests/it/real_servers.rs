@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -11,16 +11,8 @@ use crate::harness::*;
 
 /// A server of somebody else's; dropping it kills it.
 struct Server {
-    child: Child,
+    _child: Helper,
     dir: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// nginx as the origin of one region.
@@ -56,7 +48,7 @@ http {{
         .spawn()
         .expect("nginx is missing: run `make test-deps`");
     listening(address).await;
-    Server { child, dir }
+    Server { _child: Helper(child), dir }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,7 +129,7 @@ async fn node() -> (Server, SocketAddr) {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], line.trim().parse().unwrap()));
-    (Server { child, dir }, address)
+    (Server { _child: Helper(child), dir }, address)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -210,8 +210,7 @@ async fn a_collector_that_stays_away_costs_spans_and_nothing_else() {
 /// A collector of others: rotel, which PyPI has.
 fn rotel() -> (Helper, String, BufReader<std::process::ChildStdout>) {
     let program = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/rotel/rotel/rotel-agent");
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (http, grpc) = (free(), free());
+    let (http, grpc) = (refused(), refused());
     let mut child = Command::new(program)
         .args(["start", "--exporter", "blackhole", "--debug-log", "traces", "--debug-log-verbosity", "detailed"])
         .args(["--otlp-http-endpoint", &http.to_string(), "--otlp-grpc-endpoint", &grpc.to_string()])

@@ -10,6 +10,7 @@ use crate::cache::status::Status;
 use crate::config::access_log::Addresses;
 use crate::limits::{Decision, Limit};
 use crate::observe::RequestDone;
+use crate::observe::trace::Trace;
 use crate::observe::why::Why;
 use crate::overload::Shed;
 use crate::state::Live;
@@ -74,7 +75,7 @@ impl<'a> Line<'a> {
         Self {
             time: humantime::format_rfc3339_millis(done.at),
             request_id: done.request_id,
-            trace_id: done.trace.map(|trace| format!("{:032x}", trace.id)),
+            trace_id: done.trace.map(Trace::name),
             client: address(done),
             country: done.country.as_str(),
             method: done.method.as_str(),

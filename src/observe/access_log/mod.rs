@@ -22,8 +22,8 @@ use crate::config;
 use crate::config::units::LogFormat;
 use crate::request::{mix, unit};
 use line::Line;
+pub use target::resolve;
 use target::{Lost, Target};
-pub use target::{misplaced, resolve};
 pub use text::address;
 
 /// How long lines are gathered before they are written.

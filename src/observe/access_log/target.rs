@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::text::month;
+use crate::config::access_log::SYSLOG;
 
-/// A log's path that is no file.
-const SYSLOG: &str = "syslog:";
 /// Facility `local7`, severity `info` (RFC 5424, section 6.2.1): what nginx sends its access log as.
 const PRIORITY: u8 = 23 * 8 + 6;
 /// Of a message; every receiver takes 2 KiB, and most take 8 (section 6.1).
@@ -134,13 +133,6 @@ impl Syslog {
             },
         }
     }
-}
-
-/// What stands behind `syslog:` cannot be a place.
-pub fn misplaced(path: &Path) -> bool {
-    let Some(place) = path.to_str().and_then(|text| text.strip_prefix(SYSLOG)) else { return false };
-    let port = place.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
-    !place.starts_with('/') && port.is_none()
 }
 
 fn connected(path: &Path) -> io::Result<UnixDatagram> {

@@ -109,7 +109,7 @@ fn field(to: &mut Vec<u8>, field: Field, done: &RequestDone<'_>) {
         // Nothing in place of a dash: it stands behind the path.
         Field::Query => return query(done).into_iter().for_each(|query| escaped(to, &format!("?{query}"))),
         Field::RequestId => Some(done.request_id.into()),
-        Field::TraceId => done.trace.map(|trace| format!("{:032x}", trace.id).into()),
+        Field::TraceId => done.trace.map(|trace| trace.name().into()),
         Field::Country => Some(done.country.as_str().to_owned().into()),
         Field::Method => Some(done.method.as_str().into()),
         Field::Host => Some(done.host.into()),

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use super::add;
 use crate::cache::status::Status;
 use crate::proxy::store::Store;
 
@@ -27,26 +28,14 @@ pub struct CacheMetrics {
 impl CacheMetrics {
     /// All at zero.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
+        let counter = |name: &str, help: &str| add(registry, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| add(registry, IntGauge::new(name, help));
         let tiers = |name: &str, help: &str| {
-            let vec = IntGaugeVec::new(Opts::new(name, help), &["tier"])?;
-            registry.register(Box::new(vec.clone()))?;
+            let vec = add(registry, IntGaugeVec::new(Opts::new(name, help), &["tier"]))?;
             Ok::<_, prometheus::Error>(["memory", "disk"].map(|tier| vec.with_label_values(&[tier])))
         };
-        let requests = IntCounterVec::new(
-            Opts::new("portolan_cache_requests_total", "Requests that the cache was asked for, by what it did."),
-            &["status"],
-        )?;
-        registry.register(Box::new(requests.clone()))?;
+        let requests = Opts::new("portolan_cache_requests_total", "Requests that the cache was asked for, by what it did.");
+        let requests = add(registry, IntCounterVec::new(requests, &["status"]))?;
         Ok(Self {
             asked: requests.clone(),
             requests: Status::ALL.map(|status| requests.with_label_values(&[status.label()])),

@@ -2,6 +2,7 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use super::add;
 use crate::connections::Kind;
 use crate::listeners::Listener;
 
@@ -45,38 +46,30 @@ impl Handshake {
 impl ConnectionMetrics {
     /// All at zero.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let handshakes = IntCounterVec::new(
-            Opts::new("portolan_tls_handshakes_total", "TLS handshakes with clients, by how they ended."),
-            &["result"],
-        )?;
-        let expiry = IntGaugeVec::new(
-            Opts::new("portolan_tls_certificate_expiry_timestamp_seconds", "When a certificate that clients are shown expires."),
-            &["certificate"],
-        )?;
-        let unintroduced = IntCounter::new(
-            "portolan_proxy_protocol_refused_total",
-            "Connections without a PROXY header, or with a wrong one, or from somebody who is not trusted to send one.",
-        )?;
-        registry.register(Box::new(unintroduced.clone()))?;
-        registry.register(Box::new(handshakes.clone()))?;
-        registry.register(Box::new(expiry.clone()))?;
+        let counters = |name: &str, help: &str, label: &str| add(registry, IntCounterVec::new(Opts::new(name, help), &[label]));
+        let handshakes = counters("portolan_tls_handshakes_total", "TLS handshakes with clients, by how they ended.", "result")?;
         for one in Handshake::ALL {
             handshakes.with_label_values(&[one.label()]);
         }
-        let faults = IntCounterVec::new(
-            Opts::new(
-                "portolan_connection_faults_total",
-                "Connections that ended for what their clients sent, or did not, by what was wrong.",
-            ),
-            &["fault"],
+        let expiry =
+            Opts::new("portolan_tls_certificate_expiry_timestamp_seconds", "When a certificate that clients are shown expires.");
+        let expiry = add(registry, IntGaugeVec::new(expiry, &["certificate"]))?;
+        let unintroduced = IntCounter::new(
+            "portolan_proxy_protocol_refused_total",
+            "Connections without a PROXY header, or with a wrong one, or from somebody who is not trusted to send one.",
+        );
+        let unintroduced = add(registry, unintroduced)?;
+        let faults = counters(
+            "portolan_connection_faults_total",
+            "Connections that ended for what their clients sent, or did not, by what was wrong.",
+            "fault",
         )?;
-        registry.register(Box::new(faults.clone()))?;
         let faults = Kind::ALL.map(|kind| faults.with_label_values(&[kind.label()]));
-        let orders = IntCounterVec::new(
-            Opts::new("portolan_acme_orders_total", "Certificates that were asked for by themselves, by what became of it."),
-            &["result"],
+        let orders = counters(
+            "portolan_acme_orders_total",
+            "Certificates that were asked for by themselves, by what became of it.",
+            "result",
         )?;
-        registry.register(Box::new(orders.clone()))?;
         let orders = ["failed", "ok"].map(|result| orders.with_label_values(&[result]));
         Ok(Self { handshakes, expiry, unintroduced, faults, orders })
     }

@@ -105,20 +105,13 @@ impl Metrics {
     /// All metrics, at zero. An error means that two share a name.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, prometheus::Error>(vec)
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
+        let counters =
+            |name: &str, help: &str, labels: &[&str]| add(&registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let counter = |name: &str, help: &str| add(&registry, IntCounter::new(name, help));
+        let gauge = |name: &str, help: &str| add(&registry, IntGauge::new(name, help));
+        let gauges = |name: &str, help: &str, labels: &[&str]| add(&registry, IntGaugeVec::new(Opts::new(name, help), labels));
         let histograms = |name: &str, help: &str, label: &str| {
-            let vec = HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), &[label])?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, prometheus::Error>(vec)
+            add(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(BUCKETS.to_vec()), &[label]))
         };
         let requests =
             counters("portolan_requests_total", "Requests by route, method and status.", &["route", "method", "code"])?;
@@ -162,20 +155,13 @@ impl Metrics {
             &["reason"],
         )?;
         let lookups = counters("portolan_geoip_lookups_total", "Country lookups by result.", &["result"])?;
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let vec = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, prometheus::Error>(vec)
-        };
         let budget = gauges("portolan_retry_budget_left", "Retries that the route's budget allows at the moment.", &["route"])?;
-        let panics = IntCounter::new(
+        let panics = counter(
             "portolan_panic_requests_total",
             "Requests for which nothing was usable, so that something was tried all the same.",
         )?;
-        registry.register(Box::new(panics.clone()))?;
         let log_lines_dropped =
-            IntCounter::new("portolan_access_log_dropped_total", "Access log lines dropped because the log was slow.")?;
-        registry.register(Box::new(log_lines_dropped.clone()))?;
+            counter("portolan_access_log_dropped_total", "Access log lines dropped because the log was slow.")?;
         let unrouted = Arc::new(RouteMetrics::new("_none".into(), &duration, None));
         let hosts = counters(
             "portolan_host_requests_total",
@@ -396,6 +382,13 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+/// Registers a metric that was made.
+fn add<C: Collector + Clone + 'static>(registry: &Registry, made: Result<C, prometheus::Error>) -> Result<C, prometheus::Error> {
+    let metric = made?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
 }
 
 /// Forgets the label values that are not `known`; `names` are the labels in the order of the metric.

@@ -105,12 +105,7 @@ impl RegionMetrics {
         }
         let took = attempt.ended.since(attempt.started);
         self.duration.observe(took.as_secs_f64());
-        let failed = match attempt.outcome {
-            Outcome::Answered(status) => status >= 500,
-            Outcome::Failed(_) | Outcome::Truncated(_) => true,
-            Outcome::Pending | Outcome::Replayed(_) => false,
-        };
-        self.series.add(took, failed);
+        self.series.add(took, attempt.outcome.is_bad());
     }
 }
 

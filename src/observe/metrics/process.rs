@@ -6,6 +6,8 @@ use parking_lot::Mutex;
 use prometheus::{Counter, CounterVec, IntGaugeVec, Opts, Registry};
 use tokio::runtime::Handle;
 
+use super::add;
+
 /// The process.
 #[derive(Debug)]
 pub struct ProcessMetrics {
@@ -20,17 +22,12 @@ pub struct ProcessMetrics {
 
 impl ProcessMetrics {
     pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let gauges = |name: &str, help: &str, label: &str| {
-            let vec = IntGaugeVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(vec.clone()))?;
-            Ok::<_, prometheus::Error>(vec)
-        };
+        let gauges = |name: &str, help: &str, label: &str| add(registry, IntGaugeVec::new(Opts::new(name, help), &[label]));
         let build = gauges("portolan_build_info", "Always 1; the version is a label.", "version")?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let busy = Opts::new("portolan_runtime_busy_seconds_total", "How long a runtime's thread was at work.");
-        let busy = CounterVec::new(busy, &["runtime"])?;
-        registry.register(Box::new(busy.clone()))?;
+        let busy = add(registry, CounterVec::new(busy, &["runtime"]))?;
         Ok(Self {
             digest: Mutex::default(),
             config: gauges(

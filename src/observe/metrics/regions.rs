@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 
-use prometheus::core::GenericGaugeVec;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use super::{add, keep};
 use crate::regions::spill::OVERPROVISIONING;
 use crate::regions::{Region, Upstream};
 use crate::request::Moment;
@@ -26,80 +26,30 @@ pub struct RegionGauges {
     dns_stale: IntGaugeVec,
 }
 
-fn register<P: prometheus::core::Atomic + 'static>(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> Result<GenericGaugeVec<P>, prometheus::Error> {
-    let vec = GenericGaugeVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(vec.clone()))?;
-    Ok(vec)
-}
-
 impl RegionGauges {
     pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let region = &["region"];
-        let upstream = &["region", "upstream"];
+        let (region, upstream) = (&["region"], &["region", "upstream"]);
+        let ratio = |name: &str, help: &str| add(registry, GaugeVec::new(Opts::new(name, help), region));
+        let of_region = |name: &str, help: &str| add(registry, IntGaugeVec::new(Opts::new(name, help), region));
+        let of_upstream = |name: &str, help: &str| add(registry, IntGaugeVec::new(Opts::new(name, help), upstream));
         let ejections = Opts::new("portolan_upstream_ejections_total", "How often an address of the upstream was ejected.");
-        let ejections = IntCounterVec::new(ejections, upstream)?;
-        registry.register(Box::new(ejections.clone()))?;
         Ok(Self {
-            healthy: register(
-                registry,
-                "portolan_region_healthy",
-                "1 if at least one upstream of the region is in good health.",
-                region,
-            )?,
-            usable: register(
-                registry,
-                "portolan_region_usable_ratio",
-                "The share of the region's upstreams that is usable.",
-                region,
-            )?,
-            granted: register(
-                registry,
-                "portolan_region_granted_ratio",
-                "The share of its traffic that an operator leaves the region.",
-                region,
-            )?,
-            spill: register(
-                registry,
-                "portolan_region_spill_ratio",
-                "The share of its requests that the region leaves to the next one.",
-                region,
-            )?,
-            in_flight: register(
-                registry,
-                "portolan_region_requests_in_flight",
-                "Requests that the region is answering.",
-                region,
-            )?,
-            bound: register(
-                registry,
+            healthy: of_region("portolan_region_healthy", "1 if at least one upstream of the region is in good health.")?,
+            usable: ratio("portolan_region_usable_ratio", "The share of the region's upstreams that is usable.")?,
+            granted: ratio("portolan_region_granted_ratio", "The share of its traffic that an operator leaves the region.")?,
+            spill: ratio("portolan_region_spill_ratio", "The share of its requests that the region leaves to the next one.")?,
+            in_flight: of_region("portolan_region_requests_in_flight", "Requests that the region is answering.")?,
+            bound: of_region(
                 "portolan_region_adaptive_limit",
                 "How many requests at once the region is found to be able to answer.",
-                region,
             )?,
-            waiting: register(registry, "portolan_region_queue_length", "Requests that wait for a place.", region)?,
-            upstream_usable: register(
-                registry,
-                "portolan_upstream_usable",
-                "How many addresses of the upstream are usable.",
-                upstream,
-            )?,
-            upstream_in_flight: register(
-                registry,
-                "portolan_upstream_requests_in_flight",
-                "Requests that the upstream is answering.",
-                upstream,
-            )?,
-            upstream_ejections: ejections,
-            dns_stale: register(
-                registry,
+            waiting: of_region("portolan_region_queue_length", "Requests that wait for a place.")?,
+            upstream_usable: of_upstream("portolan_upstream_usable", "How many addresses of the upstream are usable.")?,
+            upstream_in_flight: of_upstream("portolan_upstream_requests_in_flight", "Requests that the upstream is answering.")?,
+            upstream_ejections: add(registry, IntCounterVec::new(ejections, upstream))?,
+            dns_stale: of_upstream(
                 "portolan_dns_stale",
                 "1 if the upstream's name could not be resolved again when it should have been.",
-                upstream,
             )?,
         })
     }
@@ -164,7 +114,7 @@ impl RegionGauges {
             region.upstreams.iter().map(|upstream| (region.name.to_string(), upstream.url.to_string())).collect()
         };
         let known: HashSet<_> = regions.iter().flat_map(names).collect();
-        super::keep(&self.upstream_ejections, &["region", "upstream"], |labels| match labels {
+        keep(&self.upstream_ejections, &["region", "upstream"], |labels| match labels {
             [region, upstream] => known.contains(&(region.clone(), upstream.clone())),
             _ => false,
         });

@@ -2,6 +2,8 @@
 
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
+use super::add;
+
 /// What becomes of spans.
 #[derive(Debug)]
 pub struct TracingMetrics {
@@ -16,8 +18,7 @@ impl TracingMetrics {
             "portolan_trace_spans_total",
             "Spans by what became of them: exported, failed (the collector did not take them) or dropped (the queue was full).",
         );
-        let all = IntCounterVec::new(all, &["result"])?;
-        registry.register(Box::new(all.clone()))?;
+        let all = add(registry, IntCounterVec::new(all, &["result"]))?;
         let [exported, failed, dropped] = ["exported", "failed", "dropped"].map(|result| all.with_label_values(&[result]));
         Ok(Self { exported, failed, dropped })
     }
